@@ -178,13 +178,26 @@ class InternalError(TidegateError):
 
 
 class UpstreamError(TidegateError):
-    """The upstream failed or answered what was not asked for. `upstream` is its configured name."""
+    """The upstream failed or answered what was not asked for. `upstream` is its configured name.
+
+    `reached` is false where it cannot have seen the request; `upstream_status` is the HTTP status that it answered.
+    """
 
     status, code = 502, "upstream_error"
 
-    def __init__(self, message: str, *, upstream: str) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        *,
+        upstream: str,
+        reached: bool = True,
+        upstream_status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, headers=headers)
         self.upstream = upstream
+        self.reached = reached
+        self.upstream_status = upstream_status
 
 
 class UpstreamTimeout(UpstreamError):
@@ -202,7 +215,9 @@ class UpstreamTimeout(UpstreamError):
             "total": "did not finish within",
         }[phase]
         super().__init__(
-            f"upstream_timeout: {phase}: the upstream {upstream!r} {what} {seconds:g} s", upstream=upstream
+            f"{phase} timeout: the upstream {upstream!r} {what} {seconds:g} s.",
+            upstream=upstream,
+            reached=phase != "connect",
         )
         self.phase = phase
 
@@ -213,7 +228,7 @@ class UpstreamRefused(UpstreamError):
     def __init__(
         self, message: str, *, upstream: str, refused_status: int, refused_code: str | None, param: str | None
     ) -> None:
-        super().__init__(message, upstream=upstream)
+        super().__init__(message, upstream=upstream, upstream_status=refused_status)
         self.refused_status = refused_status
         self.refused_code = refused_code or "invalid_request"
         self.param = param

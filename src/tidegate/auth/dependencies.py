@@ -1,0 +1,62 @@
+"""Who calls a route, as dependencies. Authorisation hangs on the route object: here is what a route names.
+
+    @router.get("/api/things", dependencies=[Depends(RequireScope("manage"))])
+    async def list_things(caller: Caller) -> list[Thing]: ...
+
+A raw ASGI route calls `await get_caller(request)` itself. Whoever lists the routes of an app finds each route's
+`RequireScope` in its dependant, so nothing is ever decided by a path string.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from tidegate.auth.authenticator import Authenticator
+from tidegate.auth.principal import Principal, Scope
+from tidegate.errors import PermissionDenied
+from tidegate.http.context import SCOPE_KEY, RequestContext
+
+
+async def get_caller(request: Request) -> Principal:
+    """The principal behind the request's credentials, which the access line names from here on.
+
+    Raises `AuthenticationError`, or `Unavailable` where the database is needed and does not answer.
+    """
+    authenticator: Authenticator = request.state.authenticator
+    principal = await authenticator.authenticate(request.scope["headers"])
+    context: RequestContext | None = request.scope.get(SCOPE_KEY)
+    if context is not None:
+        context.workspace_id = principal.workspace_id
+        context.key_prefix = principal.key_prefix
+    return principal
+
+
+Caller = Annotated[Principal, Depends(get_caller)]
+
+
+async def get_user_caller(caller: Caller) -> Principal:
+    """A signed-in user: the caller has an access token. Raises `PermissionDenied` for an API key."""
+    if caller.key_id is not None:
+        raise PermissionDenied("This route takes the access token of a signed-in user, not an API key: sign in first.")
+    return caller
+
+
+UserCaller = Annotated[Principal, Depends(get_user_caller)]
+
+
+@dataclass(frozen=True, slots=True)
+class RequireScope:
+    """A dependency that lets through callers with `scope` alone, and gives the principal back.
+
+    Raises `PermissionDenied`, naming the scope that is missing.
+    """
+
+    scope: Scope
+
+    async def __call__(self, caller: Caller) -> Principal:
+        if self.scope not in caller.scopes:
+            what = "API key" if caller.key_id is not None else "account"
+            raise PermissionDenied(f"This {what} lacks the scope {self.scope!r}, which this route needs.")
+        return caller

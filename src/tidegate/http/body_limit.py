@@ -1,0 +1,80 @@
+"""The bound of a request's body: 413 by Content-Length before a byte of it is read, else by counting.
+
+A body that says its length is refused at once; the server then throws away what still comes, so that a client that
+sends before it reads gets its answer. One of unknown length (chunked) is refused where it passes the bound; what comes
+for two more seconds is thrown away, then the connection is closed. Nothing of either is kept.
+"""
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tidegate.errors import InvalidRequest, RequestTooLarge
+from tidegate.http.errors import send_error
+
+VARIABLE = "TIDEGATE_HTTP__MAX_BODY_BYTES"
+_LINGER_S = 2.0
+
+
+class BodyLimit:
+    """Refuses bodies over `max_bytes`."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._message = f"The body is larger than {max_bytes} bytes, the limit that {VARIABLE} sets."
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                if not value.isdigit():
+                    await send_error(scope, send, InvalidRequest("The Content-Length header is not a number."))
+                elif len(value) > 18 or int(value) > self._max_bytes:
+                    await send_error(scope, send, RequestTooLarge(self._message))
+                else:
+                    # The server holds the body to the length that it named.
+                    await self._app(scope, receive, send)
+                return
+        counted = _Counted(receive, send, self._max_bytes, self._message)
+        await self._app(scope, counted.receive, counted.send)
+
+
+class _Counted:
+    """One request whose body has no length: counts what comes, and sees the answer out where it was too much."""
+
+    def __init__(self, receive: Receive, send: Send, max_bytes: int, message: str) -> None:
+        self._receive = receive
+        self._send = send
+        self._max_bytes = max_bytes
+        self._message = message
+        self._received_bytes = 0
+        self._is_over = False
+        self._more_body = True
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received_bytes += len(message.get("body", b""))
+            self._more_body = message.get("more_body", False)
+            if self._received_bytes > self._max_bytes:
+                self._is_over = True
+                # Starlette's own class: FastAPI turns any other error of reading a body into a 400.
+                raise HTTPException(413, self._message, headers={"Connection": "close"})
+        return message
+
+    async def send(self, message: Message) -> None:
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if not (self._is_over and is_last and self._more_body):
+            await self._send(message)
+            return
+        # Closed with bytes unread, a socket is reset, and the reset may overtake the answer.
+        await self._send({**message, "more_body": True})
+        with anyio.move_on_after(_LINGER_S):
+            while True:
+                rest = await self._receive()
+                if rest["type"] != "http.request" or not rest.get("more_body", False):
+                    break
+        await self._send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,107 @@
+"""What the edge knows of one request, from its first byte to its true end.
+
+`http.middleware` makes one for every HTTP request, puts it into the scope and writes the access line from it at the
+end. The floors below fill in what they learn: authentication sets `workspace_id` and `key_prefix`, the flow sets
+`entry` once the ledger's entry is terminal. Nothing here is shared between requests.
+"""
+
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from random import getrandbits
+from typing import Any
+
+from tidegate.ledger.entry import Entry
+
+SCOPE_KEY = "tidegate"
+# Set in the scope by `http.protocol` when the connection is lost before the answer was complete.
+HUNG_UP_KEY = "tidegate.hung_up"
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_LONGEST_USER_AGENT = 512
+_LONGEST_ADDRESS = 64
+
+
+class RequestContext:
+    """One request as the edge sees it.
+
+    `status` is what was sent, None until then, 499 where the client hung up before the end. `started` is of
+    `time.perf_counter`, `received_at` UTC. `bytes_sent` counts the body. `error_code` is the envelope's, if one was
+    sent. `client_address` is the caller's own, behind trusted proxies too.
+
+    >>> request_context({"tidegate": RequestContext("r-1", "GET", "/health")}).request_id
+    'r-1'
+    """
+
+    __slots__ = (
+        "bytes_sent",
+        "client_address",
+        "complete",
+        "entry",
+        "error_code",
+        "hung_up",
+        "key_prefix",
+        "method",
+        "path",
+        "received_at",
+        "request_id",
+        "started",
+        "status",
+        "user_agent",
+        "workspace_id",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        method: str,
+        path: str,
+        client_address: str | None = None,
+        user_agent: str | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.method = method
+        self.path = path
+        self.client_address = client_address
+        self.user_agent = user_agent
+        self.started = time.perf_counter()
+        self.received_at = datetime.now(UTC)
+        self.status: int | None = None
+        self.bytes_sent = 0
+        self.complete = False
+        self.hung_up = False
+        self.entry: Entry | None = None
+        self.error_code: str | None = None
+        self.key_prefix: str | None = None
+        self.workspace_id: uuid.UUID | None = None
+
+    @classmethod
+    def of(cls, scope: MutableMapping[str, Any]) -> "RequestContext":
+        """The context of an HTTP scope that has just come in."""
+        request_id = user_agent = None
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value.decode("ascii") if _REQUEST_ID.fullmatch(value) else None
+            elif name == b"user-agent":
+                user_agent = value[:_LONGEST_USER_AGENT].decode("latin-1")
+        client = scope.get("client")
+        return cls(
+            request_id or new_request_id(),
+            scope["method"],
+            scope["path"],
+            client_address=client[0][:_LONGEST_ADDRESS].removeprefix("::ffff:") if client else None,
+            user_agent=user_agent,
+        )
+
+
+def new_request_id() -> str:
+    """A fresh label for a request that brought none, or one that is not kept."""
+    return f"{getrandbits(128):032x}"  # noqa: S311 - a label, not a secret; reseeded in forked children
+
+
+def request_context(scope: MutableMapping[str, Any]) -> RequestContext:
+    """The context of this request. Raises `KeyError` where the edge's middleware is missing."""
+    context: RequestContext = scope[SCOPE_KEY]
+    return context

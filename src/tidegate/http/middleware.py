@@ -1,0 +1,102 @@
+"""The outermost of the application: request id, catch-all and access line, in pure ASGI.
+
+Invariants: every answer carries `X-Request-ID`, every request ends in one access line, no error leaves without the
+envelope, and nothing is answered twice. An answer that broke in the middle is left without a clean end, so that the
+client sees that it is broken.
+"""
+
+from collections.abc import Awaitable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tidegate.http.access import AccessLog
+from tidegate.http.body_limit import BodyLimit
+from tidegate.http.context import HUNG_UP_KEY, SCOPE_KEY, RequestContext
+from tidegate.http.cors import Cors
+from tidegate.http.errors import as_tidegate_error, internal_error, send_error
+from tidegate.http.proxies import behind_trusted_proxies
+from tidegate.settings import Settings
+from tidegate.telemetry.logging import bound_request_id, get_logger
+
+log = get_logger(__name__)
+
+_HUNG_UP = 499
+
+
+def with_edge(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The application behind its edge, outermost first: trusted proxies, request, CORS, body limit.
+
+    It belongs outside Starlette's own stack:
+
+    >>> class App(FastAPI):
+    ...     def build_middleware_stack(self):
+    ...         return with_edge(super().build_middleware_stack(), settings)
+    """
+    app = BodyLimit(app, settings.http.max_body_bytes)
+    if settings.http.cors_origins:
+        app = Cors(app, settings.http.cors_origins)
+    app = RequestEdge(app)
+    if settings.http.trusted_proxies:
+        app = behind_trusted_proxies(app, settings.http.trusted_proxies)
+    return app
+
+
+class RequestEdge:
+    """Gives each request its context, and sees it to its end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._access: AccessLog | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = RequestContext.of(scope)
+        scope[SCOPE_KEY] = context
+        # Never reset: the server's own last words on this request, said after us in the same task, bear the id too.
+        bound_request_id.set(context.request_id)
+        header = (b"x-request-id", context.request_id.encode())
+
+        async def receive_and_note() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not context.complete:
+                context.hung_up = True
+            return message
+
+        # Not a coroutine of its own: every chunk of every stream passes here.
+        def note_and_send(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.body":
+                context.bytes_sent += len(message.get("body", b""))
+                context.complete = not message.get("more_body", False)
+            elif message["type"] == "http.response.start":
+                context.status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            return send(message)
+
+        try:
+            await self._app(scope, receive_and_note, note_and_send)
+            if context.status is None and not context.hung_up:
+                log.error("a request was left without an answer", method=context.method, path=context.path)
+                await send_error(scope, note_and_send, internal_error())
+        except ClientDisconnect:
+            context.hung_up = True
+        except Exception as error:  # noqa: BLE001 - the edge: whatever it was, the caller gets an envelope
+            await _answer(scope, note_and_send, error)
+        finally:
+            if context.hung_up or HUNG_UP_KEY in scope:
+                context.status = _HUNG_UP
+            if self._access is None:
+                self._access = AccessLog()
+            self._access.write(context)
+
+
+async def _answer(scope: Scope, send: Send, error: Exception) -> None:
+    context: RequestContext = scope[SCOPE_KEY]
+    told = as_tidegate_error(error, scope)
+    if told is None or (context.status is not None and not isinstance(error, HTTPException)):
+        log.error("a request failed", exc_info=error, method=context.method, path=context.path, status=context.status)
+    if context.status is None:
+        await send_error(scope, send, told or internal_error())

@@ -1,0 +1,183 @@
+"""One attempt: the upstream's slot, the call, its answer. It ends in one place: upstream, slot, then its row.
+
+The contexts close in that order, however the attempt ends. Before the first content a failure is an error of this
+attempt alone, and the flow may try the next; what is raised here says which.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+
+from tidegate.admission.gate import Lease
+from tidegate.errors import Overloaded, UpstreamError, UpstreamRefused
+from tidegate.inference.exchange import Exchange
+from tidegate.inference.gateway import Gateway
+from tidegate.inference.reading import ChatReader
+from tidegate.inference.refusal import is_about_usage_request, refusal_of
+from tidegate.inference.settlement import outcome_of
+from tidegate.inference.wire import input_text
+from tidegate.ledger.entry import NO_USAGE, Tokens, Usage, utc_now
+from tidegate.ledger.reservation import Reservation
+from tidegate.routing.catalogue import PlannedAttempt
+from tidegate.upstream.deadlines import Deadlines
+from tidegate.upstream.provider import Answer, Provider, UpstreamRequest
+
+_COUNT_WITHIN_S = 3.0
+_BYTES_A_TOKEN = 4
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class LiveAttempt:
+    """An attempt that began: what the relay needs of it, and what it learns.
+
+    `answer` is set once the upstream answered with success. `withholds_usage`: the gateway asked for the usage chunk
+    and the client did not, so it is not sent on.
+    """
+
+    def __init__(
+        self, planned: PlannedAttempt, exchange: Exchange, reservation: Reservation, deadlines: Deadlines
+    ) -> None:
+        self.planned = planned
+        self.exchange = exchange
+        self.reservation = reservation
+        self.deadlines = deadlines
+        self.reader = ChatReader(choices=exchange.call.choices, keep_text=planned.upstream.count == "tokenizer")
+        self.withholds_usage = False
+        self.was_sent = False
+        self.status: int | None = None
+        self.request_id: str | None = None
+        self.answer: Answer
+
+    def begin(self) -> None:
+        """Writes the attempt into the journal. Raises `Unavailable` where that cannot be."""
+        estimate = self.exchange.call.input_bytes // _BYTES_A_TOKEN
+        self.reservation.begin_attempt(self.planned, input_tokens=estimate, started_at=utc_now())
+        self.exchange.progress.upstream = self.planned.upstream.name
+
+    def note_output(self) -> None:
+        """Tells the journal's next progress record how far this stream is."""
+        self.reservation.output_tokens = self.reader.deltas
+
+
+@asynccontextmanager
+async def open_attempt(
+    gateway: Gateway, exchange: Exchange, planned: PlannedAttempt, reservation: Reservation
+) -> AsyncIterator[LiveAttempt]:
+    """Holds a slot, calls the upstream, and gives its successful answer. Raises `Overloaded` or `UpstreamError`."""
+    upstream = planned.upstream
+    live: LiveAttempt | None = None
+    try:
+        deadline_s = _sooner(exchange.remaining_s(), upstream.queue.deadline_s)
+        async with _slot(gateway, exchange, reservation, upstream.name, deadline_s) as lease:
+            total_s = _sooner(exchange.remaining_s(), upstream.timeouts.total_s)
+            with Deadlines(upstream.name, total_s=total_s) as deadlines:
+                live = LiveAttempt(planned, exchange, reservation, deadlines)
+                live.begin()
+                async with _answered(gateway, live, lease):
+                    yield live
+    except BaseException as error:
+        if live is not None:
+            await _end(gateway, live, error)
+        raise
+    # Behind the slot: counting may take a thread's time, and the slot is wanted.
+    await _end(gateway, live, None)
+
+
+@asynccontextmanager
+async def _slot(
+    gateway: Gateway, exchange: Exchange, reservation: Reservation, upstream: str, deadline_s: float
+) -> AsyncIterator[Lease]:
+    """The upstream's slot. What was waited is told also where it was waited in vain."""
+    began = time.perf_counter()
+    queued_before_s = exchange.progress.queue_s or 0.0
+    try:
+        async with gateway.slots[upstream].hold(reservation.opened.entry_id, deadline_s=deadline_s) as lease:
+            exchange.progress.queue_s = queued_before_s + lease.waited_s
+            yield lease
+    except (Overloaded, asyncio.CancelledError):
+        if exchange.progress.queue_s is None:
+            exchange.progress.queue_s = queued_before_s + time.perf_counter() - began
+        raise
+
+
+@asynccontextmanager
+async def _answered(gateway: Gateway, live: LiveAttempt, lease: Lease) -> AsyncIterator[None]:
+    """The upstream's answer, successful and open. Asks once more without `stream_options` where they were refused."""
+    upstream = live.planned.upstream
+    provider = gateway.providers[upstream.name]
+    while True:
+        request = _request(gateway, live, lease, provider)
+        try:
+            async with provider.open(request) as answer:
+                live.status, live.request_id = answer.status, answer.request_id
+                if answer.status == 200:
+                    live.answer = answer
+                    live.withholds_usage = request.asks_usage
+                    yield
+                    return
+                refusal = await refusal_of(answer, upstream.name)
+        finally:
+            live.was_sent = live.was_sent or request.was_sent
+        if not (request.asks_usage and upstream.usage_request == "auto" and is_about_usage_request(refusal)):
+            raise refusal
+        gateway.refuses_usage_request.add(upstream.name)
+        log.info("usage_request_refused", upstream=upstream.name)
+
+
+def _request(gateway: Gateway, live: LiveAttempt, lease: Lease, provider: Provider) -> UpstreamRequest:
+    exchange, planned = live.exchange, live.planned
+    call = exchange.call
+    streamed = call.streamed or provider.streams_only
+    asks_usage = streamed and not call.wants_usage and gateway.asks_usage(planned.upstream)
+    return UpstreamRequest(
+        attempt=planned,
+        lease=lease,
+        path="/chat/completions",
+        body=call.body_for(planned.model, ask_usage=asks_usage, stream=streamed),
+        streamed=streamed,
+        asks_usage=asks_usage,
+        headers=exchange.headers.forwarded(exchange.context.request_id, planned.upstream.forward_headers),
+        deadlines=live.deadlines,
+    )
+
+
+async def _end(gateway: Gateway, live: LiveAttempt, error: BaseException | None) -> None:
+    """The attempt's row, and what the breaker learns."""
+    usage = await _usage(gateway, live)
+    if isinstance(error, UpstreamError) and error.upstream_status is not None:
+        live.status = error.upstream_status
+    outcome = outcome_of(error, client_is_gone=live.exchange.client.is_gone)
+    live.reservation.end_attempt(outcome=outcome, usage=usage, status=live.status, upstream_request_id=live.request_id)
+    breaker = gateway.breakers[live.planned.upstream.name]
+    if outcome in ("timed_out", "upstream_failed") and not isinstance(error, UpstreamRefused):
+        breaker.failed()
+    elif outcome == "completed":
+        breaker.succeeded()
+
+
+async def _usage(gateway: Gateway, live: LiveAttempt) -> Usage:
+    """The provider's own figures; else what was received, and an input that nobody counted estimated from its text."""
+    reader, call = live.reader, live.exchange.call
+    if reader.tokens is not None:
+        return Usage(reader.tokens, "provider")
+    if not live.was_sent:
+        return NO_USAGE
+    if live.status not in (None, 200):
+        return Usage(Tokens(), "counted")
+    tokens = Tokens(input=call.input_bytes // _BYTES_A_TOKEN, output=reader.deltas)
+    # Shielded and bounded: should a thread take too long, the first estimate stands.
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_COUNT_WITHIN_S):
+        input_tokens = await gateway.tokenizer.count(input_text(call))
+        tokens = Tokens(input=input_tokens, output=reader.deltas)
+        if live.planned.upstream.count == "tokenizer":
+            tokens = Tokens(input=input_tokens, output=await gateway.tokenizer.count(reader.text()))
+    return Usage(tokens, "estimated")
+
+
+def _sooner(remaining_s: float | None, bound_s: float) -> float:
+    return bound_s if remaining_s is None else min(remaining_s, bound_s)

@@ -1,0 +1,81 @@
+"""One whole chat answer from a stream, for callers that did not ask to stream of a provider that always does."""
+
+from typing import Any
+
+import orjson
+
+from tidegate.inference.sse import event_data
+
+_JOINED = ("content", "reasoning_content", "reasoning", "refusal")
+
+
+class Collector:
+    """Gathers chunks into a `chat.completion`. Deltas of strings are joined, tool calls by their index.
+
+    >>> collector = Collector(); collector.add(event); body = collector.body()
+    """
+
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._usage: Any = None
+
+    def add(self, event: bytes) -> None:
+        """Takes one event; comments and `[DONE]` say nothing."""
+        data = event_data(event)
+        if not data or data == b"[DONE]":
+            return
+        chunk = orjson.loads(data)
+        if not self._head:
+            self._head = {key: value for key, value in chunk.items() if key not in ("choices", "usage", "object")}
+        if chunk.get("usage") is not None:
+            self._usage = chunk["usage"]
+        for choice in chunk.get("choices") or ():
+            self._add_choice(choice)
+
+    def body(self) -> bytes:
+        """The answer as OpenAI gives it."""
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        answer = {**self._head, "object": "chat.completion", "choices": choices}
+        if self._usage is not None:
+            answer["usage"] = self._usage
+        return orjson.dumps(answer)
+
+    def _add_choice(self, choice: dict[str, Any]) -> None:
+        index = choice.get("index", 0)
+        whole = self._choices.setdefault(
+            index, {"index": index, "message": {"role": "assistant", "content": None}, "finish_reason": None}
+        )
+        if choice.get("finish_reason") is not None:
+            whole["finish_reason"] = choice["finish_reason"]
+        if choice.get("logprobs") is not None:
+            self._add_logprobs(whole, choice["logprobs"])
+        message = whole["message"]
+        delta = choice.get("delta") or {}
+        for key, value in delta.items():
+            if key == "tool_calls":
+                _add_tool_calls(message.setdefault("tool_calls", []), value or [])
+            elif key in _JOINED and isinstance(value, str):
+                message[key] = (message.get(key) or "") + value
+            elif value is not None:
+                message[key] = value
+
+    def _add_logprobs(self, whole: dict[str, Any], logprobs: dict[str, Any]) -> None:
+        kept = whole.setdefault("logprobs", {})
+        for key, values in logprobs.items():
+            kept[key] = (kept.get(key) or []) + values if isinstance(values, list) else values
+
+
+def _add_tool_calls(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
+    for piece in pieces:
+        index = piece.get("index", len(calls))
+        while len(calls) <= index and len(calls) < 128:
+            calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
+        if index >= len(calls):
+            continue
+        call = calls[index]
+        if piece.get("id"):
+            call["id"] = piece["id"]
+        function = piece.get("function") or {}
+        for key in ("name", "arguments"):
+            call["function"][key] += function.get(key) or ""

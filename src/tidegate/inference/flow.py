@@ -1,0 +1,103 @@
+"""The main road: one request, from a caller to an upstream and back. Read this page first.
+
+    principal     who calls: judged before (`auth`), a value here
+    plan          the model's name → ordered attempts, with their prices         pure
+    admission     the caller's own limits                                        (none are built yet; its place is here)
+    reservation   the ledger's open entry, written before any upstream is called
+    attempt       the upstream's slot, the call; failover only before the first content
+    relay         bytes to the client as they come; usage read on the way
+    settle        upstream closed, row written, slot given back, entry terminal: by leaving the contexts, in every case
+
+Each step is a context or a plain call; what a step opened is closed by leaving it, in reverse, shielded and bounded.
+Nothing else cleans up. `outcome_of` (`settlement.py`) is the one mapping from how it ended to what the ledger says.
+"""
+
+import asyncio
+
+import structlog
+
+from tidegate.errors import (
+    Draining,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    TidegateError,
+    UpstreamError,
+    UpstreamRefused,
+)
+from tidegate.inference.attempt import open_attempt
+from tidegate.inference.client import ClientGone
+from tidegate.inference.exchange import Exchange
+from tidegate.inference.gateway import Gateway
+from tidegate.inference.relay import relay
+from tidegate.inference.settlement import reserved
+from tidegate.ledger.reservation import Reservation
+from tidegate.routing.catalogue import PlannedAttempt
+from tidegate.routing.plan import Plan, plan
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+async def run(gateway: Gateway, exchange: Exchange) -> None:
+    """Serves one request to its end. Raises `TidegateError` where nothing was sent yet, for a true status.
+
+    An error after the response opened is told by one event. A client that hung up is told nothing.
+    """
+    if gateway.drain.draining:
+        raise Draining("This server is leaving. Send the request again: another one takes it.")
+    client = exchange.client
+    chosen = plan(gateway.catalogue, exchange.call.model, exchange.principal)
+    attempts = fitting_attempts(gateway, chosen, exchange)
+    keepalive_after_s = chosen.model.keepalive_after_s if exchange.call.streamed and chosen.model.keepalive else None
+    try:
+        with reserved(gateway, exchange, chosen) as reservation, client.watched(keepalive_after_s=keepalive_after_s):
+            await _try_in_order(gateway, exchange, attempts, reservation)
+    except ClientGone:
+        return
+    except TidegateError as error:
+        if not client.is_open:
+            raise
+        await client.fail_stream(error)
+    except asyncio.CancelledError:
+        if client.is_open:
+            await client.fail_stream(Draining("This server is leaving; the stream was cut."))
+        raise
+    except Exception:
+        if not client.is_open:
+            raise
+        # An edge: after the first byte there is no status left to say it with.
+        log.exception("road_failed", entry_id=str(reservation.opened.entry_id))
+        await client.fail_stream(InternalError("The gateway failed. The error is logged with this request's id."))
+
+
+def fitting_attempts(gateway: Gateway, chosen: Plan, exchange: Exchange) -> list[PlannedAttempt]:
+    """The plan's attempts that can take this request, those behind an open breaker last. Raises `InvalidRequest`."""
+    fitting = []
+    refusal: InvalidRequest | None = None
+    for attempt in chosen.attempts:
+        try:
+            gateway.providers[attempt.upstream.name].check(exchange.call.body)
+        except InvalidRequest as error:
+            refusal = refusal or error
+        else:
+            fitting.append(attempt)
+    if not fitting and refusal is not None:
+        raise refusal
+    return sorted(fitting, key=lambda attempt: gateway.breakers[attempt.upstream.name].is_open)
+
+
+async def _try_in_order(
+    gateway: Gateway, exchange: Exchange, attempts: list[PlannedAttempt], reservation: Reservation
+) -> None:
+    for attempt in attempts:
+        try:
+            async with open_attempt(gateway, exchange, attempt, reservation) as live:
+                await relay(live, exchange)
+        except UpstreamRefused:
+            raise
+        except (UpstreamError, Overloaded) as failure:
+            if exchange.client.has_content or attempt is attempts[-1]:
+                raise
+            log.warning("failover", upstream=attempt.upstream.name, reason=failure.message)
+        else:
+            return

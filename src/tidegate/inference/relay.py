@@ -1,0 +1,159 @@
+"""From the upstream to the client, as it comes. Three ways, by what each side does: streamed, whole, collected.
+
+Before the first content nothing is sent, so a failure is still a true status and another attempt is possible. Whole
+events pass byte for byte; a usage chunk that only the gateway asked for is withheld. A stream that ends without having
+said so was truncated, and is never given a clean end.
+"""
+
+import anyio
+
+from tidegate.errors import UpstreamError
+from tidegate.inference.attempt import LiveAttempt
+from tidegate.inference.collect import Collector
+from tidegate.inference.exchange import Exchange
+from tidegate.inference.reading import Kind, read_completion, tokens_of
+from tidegate.inference.refusal import read_bounded
+from tidegate.inference.sse import EventSplitter
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+# An upstream that has said everything ends its body at once; its connection is worth no longer wait.
+_END_WITHIN_S = 0.25
+_LONGEST_MESSAGE = 2000
+# Openers are some hundred bytes. An upstream that sends more before any content has its stream opened all the same.
+_MOST_HELD_BYTES = 256 * 1024
+
+
+async def relay(live: LiveAttempt, exchange: Exchange) -> None:
+    """Sends the client what the upstream answers, to its end. Raises `UpstreamError` where it is not what was asked."""
+    if exchange.call.streamed:
+        await _relay_stream(live, exchange)
+    elif live.answer.is_event_stream:
+        await _collect(live, exchange)
+    else:
+        await _relay_whole(live, exchange)
+    exchange.progress.finish_reason = live.reader.finish_reason
+
+
+async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
+    client, reader, deadlines = exchange.client, live.reader, live.deadlines
+    timeouts = live.planned.upstream.timeouts
+    _expect_event_stream(live)
+    deadlines.expect("first_token", timeouts.first_token_s)
+    splitter = EventSplitter(live.planned.upstream.name)
+    chunks = aiter(live.answer)
+    held = b""
+    async for data in chunks:
+        ready = b""
+        for event in splitter.feed(data):
+            kind = reader.read(event)
+            if not client.has_content and (kind is Kind.CONTENT or len(held) > _MOST_HELD_BYTES):
+                _note_first_content(live, exchange)
+            if kind is Kind.USAGE and live.withholds_usage:
+                continue
+            if kind is Kind.ERROR:
+                raise _stream_error(live)
+            ready += event
+        if not client.has_content and not reader.done:
+            held += ready
+            continue
+        deadlines.relax()
+        if reader.done:
+            await client.end_events(held + ready)
+            break
+        if held or ready:
+            await client.send_events(held + ready)
+            held = b""
+        live.note_output()
+        deadlines.expect("idle", timeouts.idle_s)
+    else:
+        if not reader.complete:
+            raise _truncated(live)
+        await client.end_events(held)
+        return
+    with anyio.move_on_after(_END_WITHIN_S):
+        async for _ in chunks:
+            pass
+
+
+async def _collect(live: LiveAttempt, exchange: Exchange) -> None:
+    """A caller that did not ask to stream, an upstream that always does."""
+    reader = live.reader
+    splitter = EventSplitter(live.planned.upstream.name)
+    collector = Collector()
+    size = 0
+    async for data in live.answer:
+        size += len(data)
+        if size > MAX_ANSWER_BYTES:
+            raise UpstreamError(
+                f"The upstream {live.planned.upstream.name!r} sent more than {MAX_ANSWER_BYTES} bytes.",
+                upstream=live.planned.upstream.name,
+            )
+        for event in splitter.feed(data):
+            kind = reader.read(event)
+            if kind is Kind.ERROR:
+                raise _stream_error(live)
+            if kind is Kind.CONTENT and exchange.progress.ttft_s is None:
+                exchange.progress.ttft_s = exchange.elapsed_s()
+            collector.add(event)
+        live.note_output()
+        if reader.done:
+            break
+    if not reader.complete:
+        raise _truncated(live)
+    _name_upstream(live, exchange)
+    await exchange.client.send_answer(200, collector.body())
+
+
+async def _relay_whole(live: LiveAttempt, exchange: Exchange) -> None:
+    name = live.planned.upstream.name
+    body = await read_bounded(live.answer, name, MAX_ANSWER_BYTES)
+    completion = read_completion(body)
+    if completion is None:
+        raise UpstreamError(f"The upstream {name!r} answered with something that is no chat completion.", upstream=name)
+    if completion.usage is not None:
+        live.reader.tokens = tokens_of(completion.usage)
+    else:
+        live.reader.keep(completion.texts())
+    if completion.choices:
+        live.reader.finish_reason = completion.choices[0].finish_reason
+    exchange.progress.ttft_s = exchange.elapsed_s()
+    _name_upstream(live, exchange)
+    await exchange.client.send_answer(200, body)
+
+
+def _expect_event_stream(live: LiveAttempt) -> None:
+    if not live.answer.is_event_stream:
+        name = live.planned.upstream.name
+        raise UpstreamError(f"The upstream {name!r} was asked to stream and answered with no stream.", upstream=name)
+
+
+def _note_first_content(live: LiveAttempt, exchange: Exchange) -> None:
+    exchange.client.has_content = True
+    exchange.progress.ttft_s = exchange.elapsed_s()
+    _name_upstream(live, exchange)
+
+
+def _name_upstream(live: LiveAttempt, exchange: Exchange) -> None:
+    headers = exchange.client.headers
+    headers.append((b"x-tidegate-model", _header_value(exchange.call.model)))
+    headers.append((b"x-tidegate-upstream", live.planned.upstream.name.encode()))
+    for name, value in live.answer.passed_headers.items():
+        headers.append((name.lower().encode(), _header_value(value)))
+
+
+def _header_value(text: str) -> bytes:
+    """Text as a header's value: a model's name is any string, a header's value is not."""
+    return text.encode("ascii", "backslashreplace").translate(None, bytes(range(32)) + b"\x7f")
+
+
+def _stream_error(live: LiveAttempt) -> UpstreamError:
+    error = live.reader.error
+    said = error.get("message") if isinstance(error, dict) else error
+    name = live.planned.upstream.name
+    message = f"The upstream {name!r} failed while it answered"
+    return UpstreamError(f"{message}: {str(said)[:_LONGEST_MESSAGE]}" if said else f"{message}.", upstream=name)
+
+
+def _truncated(live: LiveAttempt) -> UpstreamError:
+    name = live.planned.upstream.name
+    return UpstreamError(f"The upstream {name!r} ended its answer before it was complete.", upstream=name)

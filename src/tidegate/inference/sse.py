@@ -1,0 +1,72 @@
+"""Server-sent events as bytes: cut into whole events, never changed.
+
+The frame is of the HTML standard's section 9.2.6: an event ends at an empty line, and a line at LF, CRLF or CR. Only
+whole events leave; what is left when a stream ends is a truncated event, and is dropped.
+"""
+
+import re
+
+from tidegate.errors import UpstreamError
+
+COMMENT = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+
+_EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n|\Z))")
+
+
+class EventSplitter:
+    r"""Cuts a stream of bytes at the ends of its events. Holds at most one unfinished event of `MAX_EVENT_BYTES`.
+
+    >>> EventSplitter("a").feed(b"data: 1\n\ndata: 2")
+    [b'data: 1\n\n']
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self._pending = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The events that these bytes complete, each with its empty line; joined they are what came."""
+        if self._pending:
+            data = self._pending + data
+        if b"\r" in data:
+            return self._feed_any(data)
+        if data.find(b"\n\n") == len(data) - 2:
+            self._pending = b""
+            return [data]
+        parts = data.split(b"\n\n")
+        self._keep(parts.pop())
+        return [part + b"\n\n" for part in parts]
+
+    def _feed_any(self, data: bytes) -> list[bytes]:
+        events = []
+        start = 0
+        for end in _EMPTY_LINE.finditer(data):
+            events.append(data[start : end.end()])
+            start = end.end()
+        self._keep(data[start:])
+        return events
+
+    def _keep(self, pending: bytes) -> None:
+        if len(pending) > MAX_EVENT_BYTES:
+            raise UpstreamError(
+                f"The upstream {self._upstream!r} sent an event of more than {MAX_EVENT_BYTES} bytes.",
+                upstream=self._upstream,
+            )
+        self._pending = pending
+
+
+def event_data(event: bytes) -> bytes:
+    """The data of an event: its `data` lines without their names, joined by LF. Empty for a comment."""
+    lines = []
+    for line in event.splitlines():
+        if line.startswith(b"data:"):
+            value = line[5:]
+            lines.append(value[1:] if value.startswith(b" ") else value)
+    return b"\n".join(lines)
+
+
+def data_event(data: bytes) -> bytes:
+    """One event that carries `data`, which holds no line end."""
+    return b"data: " + data + b"\n\n"

@@ -1,0 +1,172 @@
+"""The OpenAI chat request: what is checked of it, what the road reads of it, and how it goes on.
+
+Known fields are validated strictly; unknown ones pass through untouched. The body that goes on is the body that came,
+but for the model's name and `stream_options.include_usage`: top-level members keep their order and every other value
+its bytes.
+Source: the OpenAI API reference, "Create chat completion".
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+
+from tidegate.errors import InvalidRequest
+
+_raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_MAX_NAME = 256
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
+
+
+class ContentPart(_Strict):
+    """A part of a message: text, an image, audio, a file. Each vendor adds types, so the type's name is open."""
+
+    type: str = Field(min_length=1, max_length=64)
+    text: str | None = None
+
+
+class ChatMessage(_Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[ContentPart], Field(max_length=10_000)] | None = None
+    name: str | None = Field(None, max_length=_MAX_NAME)
+    tool_call_id: str | None = Field(None, max_length=_MAX_NAME)
+
+
+class StreamOptions(_Strict):
+    include_usage: bool | None = None
+
+
+class FunctionDefinition(_Strict):
+    name: str = Field(min_length=1, max_length=_MAX_NAME)
+    description: str | None = Field(None, max_length=100_000)
+
+
+class Tool(_Strict):
+    type: str = Field(min_length=1, max_length=64)
+    function: FunctionDefinition | None = None
+
+
+class ChatRequest(_Strict):
+    """The fields that are known; others pass through."""
+
+    model: str = Field(min_length=1, max_length=_MAX_NAME)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=100_000)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: PositiveInt | None = None
+    max_completion_tokens: PositiveInt | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    stop: Annotated[str, Field(max_length=1024)] | Annotated[list[str], Field(max_length=16)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=1024)] | None = None
+    parallel_tool_calls: bool | None = None
+    user: Annotated[str, Field(max_length=_MAX_NAME)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=_MAX_NAME)] | None = None
+
+
+_chat_request = TypeAdapter(ChatRequest)
+
+
+@dataclass(slots=True)
+class ChatCall:
+    """A valid chat request: what the road needs of it, and the body as it came."""
+
+    body: bytes
+    model: str
+    streamed: bool
+    wants_usage: bool
+    choices: int
+    max_output_tokens: int | None
+    input_bytes: int
+    message_count: int
+    end_user: str | None
+    protocol: str = "chat"
+    _members: dict[str, msgspec.Raw] | None = field(default=None, repr=False)
+
+    @property
+    def members(self) -> dict[str, msgspec.Raw]:
+        """The body's top-level members, each value as its bytes."""
+        if self._members is None:
+            self._members = _raw_members.decode(self.body)
+        return self._members
+
+    def body_for(self, model: str, *, ask_usage: bool, stream: bool) -> bytes:
+        """The body for an upstream that knows the model by this name. The bytes that came, where nothing differs."""
+        ask_usage = ask_usage and not self.wants_usage and stream
+        if model == self.model and not ask_usage and stream == self.streamed:
+            return self.body
+        members: dict[str, Any] = dict(self.members)
+        members["model"] = model
+        if stream != self.streamed:
+            members["stream"] = stream
+        if ask_usage:
+            given = members.get("stream_options")
+            options = msgspec.json.decode(given, type=dict[str, Any] | None) if given else None
+            members["stream_options"] = {**(options or {}), "include_usage": True}
+        return msgspec.json.encode(members)
+
+
+def parse_chat(body: bytes) -> ChatCall:
+    """The call in a request's body. Raises `InvalidRequest`, whose `param` names the field."""
+    try:
+        request = _chat_request.validate_json(body)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    return ChatCall(
+        body=body,
+        model=request.model,
+        streamed=bool(request.stream),
+        wants_usage=bool(request.stream_options and request.stream_options.include_usage),
+        choices=request.n or 1,
+        max_output_tokens=request.max_completion_tokens or request.max_tokens,
+        input_bytes=len(body),
+        message_count=len(request.messages),
+        end_user=request.safety_identifier or request.user,
+    )
+
+
+def input_text(call: ChatCall) -> str:
+    """All text of the messages, for a tokenizer to count."""
+    request = _chat_request.validate_json(call.body)
+    parts = []
+    for message in request.messages:
+        if isinstance(message.content, str):
+            parts.append(message.content)
+        elif message.content:
+            parts += [part.text for part in message.content if part.text]
+    return "\n".join(parts)
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if fault["type"] == "json_invalid":
+        return InvalidRequest(f"The request's body cannot be read: {fault['msg'].removeprefix('Invalid JSON: ')}.")
+    param = _param(fault["loc"])
+    if not param:
+        return InvalidRequest("The request's body must be a JSON object.")
+    if param == "messages" and fault["type"] == "too_short":
+        return InvalidRequest("messages must hold at least one message.", param="messages")
+    return InvalidRequest(f"{param}: {fault['msg']}.", param=param)
+
+
+def _param(location: tuple[int | str, ...]) -> str:
+    """A place as callers write it: `messages[0].content`. A union's member names are left out."""
+    named = ""
+    for part in location:
+        if isinstance(part, int):
+            named += f"[{part}]"
+        elif part in ("str", "int", "float") or "[" in part or "-" in part:
+            continue
+        else:
+            named += f".{part}" if named else part
+    return named

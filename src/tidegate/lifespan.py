@@ -1,0 +1,171 @@
+"""What a process opens and closes, in one order, as state for the routes.
+
+Opened from below: database, Redis, ledger, upstreams, road; closed in reverse. That the process is leaving is known
+first of all: new requests are refused before anything is closed.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import orjson
+from redis.asyncio import Redis
+
+from tidegate import __version__
+from tidegate.admission.gate import Slots
+from tidegate.admission.model_gate import ModelGate
+from tidegate.admission.slots import ProcessSlots
+from tidegate.auth.authenticator import Authenticator
+from tidegate.auth.keyring import Keyrings
+from tidegate.errors import Unavailable
+from tidegate.inference.gateway import DrainState, Gateway
+from tidegate.ledger.reservation import Ledger
+from tidegate.ledger.store import LedgerStore
+from tidegate.routing.breaker import Breaker
+from tidegate.routing.catalogue import Catalogue, Upstream
+from tidegate.routing.configuration import load_catalogue
+from tidegate.settings import Settings
+from tidegate.storage.database import Database
+from tidegate.storage.redis import close_redis, open_redis, ping
+from tidegate.telemetry.health import HealthBoard
+from tidegate.upstream.echo import EchoProvider
+from tidegate.upstream.local import check_local_request
+from tidegate.upstream.openai import OpenAIProvider, open_client
+from tidegate.upstream.provider import Provider
+from tidegate.upstream.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class NeverLeaving:
+    """The drain of an app that no server stops by signal: a test's."""
+
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the server gives its app: this worker's share of database connections, and word of its leaving.
+
+    `leaving` is entered on the running loop, when the server's own signal handlers stand.
+    """
+
+    pool_size: int = 5
+    max_overflow: int = 5
+    leaving: Callable[[], AbstractContextManager[DrainState]] = lambda: nullcontext(NeverLeaving())
+
+
+@asynccontextmanager
+async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncIterator[dict[str, Any]]:
+    """The state of the routes: `request.state`'s attributes are these keys."""
+    catalogue = load_catalogue(settings)
+    keyrings = Keyrings.load(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        drain = stack.enter_context(surroundings.leaving())
+        database = await Database.open(
+            settings.database_url, pool_size=surroundings.pool_size, max_overflow=surroundings.max_overflow
+        )
+        stack.push_async_callback(database.aclose)
+        redis = open_redis(settings)
+        if redis is not None:
+            stack.push_async_callback(close_redis, redis)
+        authenticator = Authenticator(database, keyrings, access_token_minutes=settings.auth.access_token_minutes)
+        stack.push_async_callback(authenticator.aclose)
+        ledger = await stack.enter_async_context(Ledger.running(settings.data_dir / "journal", LedgerStore(database)))
+        client = await stack.enter_async_context(open_client())
+        gateway = _gateway(settings, catalogue, ledger, client, drain)
+        health = _health(gateway, database, redis)
+        stack.push_async_callback(health.aclose)
+        health.state = "ready"
+        yield {
+            "settings": settings,
+            "database": database,
+            "redis": redis,
+            "keyrings": keyrings,
+            "authenticator": authenticator,
+            "ledger": ledger,
+            "gateway": gateway,
+            "health": health,
+        }
+
+
+def _gateway(
+    settings: Settings, catalogue: Catalogue, ledger: Ledger, client: httpx2.AsyncClient, drain: DrainState
+) -> Gateway:
+    upstreams = catalogue.upstreams
+    return Gateway(
+        catalogue=catalogue,
+        ledger=ledger,
+        slots={name: _slots(settings, upstream) for name, upstream in upstreams.items()},
+        providers={name: _provider(upstream, client) for name, upstream in upstreams.items()},
+        breakers={name: Breaker(upstream.breaker) for name, upstream in upstreams.items()},
+        tokenizer=Tokenizer(),
+        drain=drain,
+        end_user_headers=settings.http.end_user_headers,
+    )
+
+
+def _slots(settings: Settings, upstream: Upstream) -> Slots:
+    if upstream.provider == "local":
+        return ModelGate(
+            settings.data_dir / "model.sock",
+            upstream=upstream.name,
+            queue_length=upstream.queue.length,
+            queue_deadline_s=upstream.queue.deadline_s,
+        )
+    return ProcessSlots(
+        upstream.name,
+        limit=upstream.max_concurrency,
+        queue_length=upstream.queue.length,
+        queue_deadline_s=upstream.queue.deadline_s,
+    )
+
+
+def _provider(upstream: Upstream, client: httpx2.AsyncClient) -> Provider:
+    if upstream.provider == "echo":
+        return EchoProvider()
+    if upstream.provider == "local":
+        return OpenAIProvider(client, streams_only=True, check=lambda body: check_local_request(orjson.loads(body)))
+    return OpenAIProvider(client)
+
+
+def _health(gateway: Gateway, database: Database, redis: Redis | None) -> HealthBoard:
+    drain, ledger = gateway.drain, gateway.ledger
+    board = HealthBoard(
+        version=__version__,
+        catalogue_version=gateway.catalogue.version,
+        is_draining=lambda: drain.draining,
+    )
+
+    async def check_database() -> None:
+        await database.ping()
+
+    async def check_cache() -> str | None:
+        if redis is None:
+            return "in this process"
+        await ping(redis)
+        return None
+
+    async def check_ledger() -> str | None:
+        if ledger.is_behind:
+            raise Unavailable("entries wait in the journal for the database")
+        return None
+
+    board.add("database", check_database)
+    board.add("cache", check_cache, degrades_as="redis")
+    board.add("ledger", check_ledger)
+    for slots in gateway.slots.values():
+        if isinstance(slots, ModelGate):
+            board.add("model", _model_check(slots), must_have_answered=True)
+    return board
+
+
+def _model_check(gate: ModelGate) -> Callable[[], Any]:
+    async def check_model() -> None:
+        status = await gate.status()
+        if not status.ready:
+            raise Unavailable("the model is starting")
+
+    return check_model

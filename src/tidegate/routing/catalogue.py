@@ -1,0 +1,283 @@
+"""The catalogue: which models callers may name, and the upstreams behind them.
+
+It is immutable. `load_catalogue` reads it from the TOML that the settings name, or gives embedded mode's own, and
+raises `CatalogueError` with every fault, each with its place and the nearest valid name. A request keeps the catalogue
+that it began with.
+"""
+
+import fnmatch
+import hashlib
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from tidegate.ledger.prices import Price, price_from_catalogue, price_from_table
+
+Provider = Literal["openai", "local", "echo"]
+Rate = Annotated[Decimal, Field(ge=0, max_digits=20, decimal_places=12)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class QueueLimits(_Table):
+    length: NonNegativeInt = 1000
+    deadline_s: PositiveFloat = 10
+
+
+class Timeouts(_Table):
+    """Seconds. `headers_s`, `first_token_s` and `idle_s` bound streamed requests; `total_s` bounds every request."""
+
+    connect_s: PositiveFloat = 5
+    write_s: PositiveFloat = 10
+    headers_s: PositiveFloat = 60
+    first_token_s: PositiveFloat = 60
+    idle_s: PositiveFloat = 30
+    total_s: PositiveFloat = 600
+
+
+class BreakerSettings(_Table):
+    """Opens after `failures` within `window_s`; while open, for `open_s`, attempts go past this upstream."""
+
+    failures: PositiveInt = 5
+    window_s: PositiveFloat = 10
+    open_s: PositiveFloat = 5
+
+
+class UpstreamTable(_Table):
+    provider: Provider
+    base_url: str | None = Field(None, max_length=2048, pattern=r"^https?://[^\s?#]+$")
+    api_key: SecretStr | None = None
+    max_concurrency: PositiveInt | None = None
+    queue: QueueLimits = QueueLimits()
+    usage_request: Literal["auto", "always", "never"] = "auto"
+    count: Literal["tokenizer", "deltas"] | None = None
+    timeouts: Timeouts = Timeouts()
+    breaker: BreakerSettings | Literal["off"] = BreakerSettings()
+    forward_headers: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")], ...] = ()
+
+    @field_validator("forward_headers")
+    @classmethod
+    def _no_credentials(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        refused = {"authorization", "x-api-key", "cookie", "proxy-authorization", "host", "content-length"}
+        if bad := [name for name in names if name.lower() in refused]:
+            raise ValueError(f"{bad[0]} is never sent on to an upstream")
+        return tuple(name.lower() for name in names)
+
+    @model_validator(mode="after")
+    def _place_is_named(self) -> "UpstreamTable":
+        if self.provider == "openai" and self.base_url is None:
+            raise ValueError('an upstream of provider "openai" needs base_url, such as "https://api.openai.com/v1"')
+        if self.provider != "openai" and (self.base_url or self.api_key):
+            raise ValueError(f'base_url and api_key have no use with provider "{self.provider}"')
+        return self
+
+
+class PriceTable(_Table):
+    """USD a million tokens, decimal strings."""
+
+    input: Rate
+    cached_input: Rate | None = None
+    cache_write: Rate | None = None
+    cache_write_1h: Rate | None = None
+    output: Rate
+
+
+class ModelTable(_Table):
+    name: str = Field(min_length=1, max_length=256)
+    groups: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
+    attempts: tuple[Annotated[str, Field(pattern=r"^[^/\s]+/.+$")], ...] = Field(min_length=1, max_length=16)
+    context_tokens: PositiveInt | None = None
+    max_output_tokens: PositiveInt | None = None
+    reserve_output_tokens: PositiveInt = 4096
+    keepalive: Literal["comment", "off"] = "comment"
+    keepalive_after_s: PositiveFloat = 15
+    price: Literal["catalogue"] | PriceTable = "catalogue"
+
+
+class CatalogueTable(_Table):
+    """The file as it is written."""
+
+    default_model: str | None = Field(None, max_length=256)
+    upstreams: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")], UpstreamTable] = Field(min_length=1)
+    models: tuple[ModelTable, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_meet(self) -> "CatalogueTable":
+        names = [model.name for model in self.models]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"models: the name {min(twice)!r} stands twice")
+        for model in self.models:
+            for attempt in model.attempts:
+                upstream = attempt.partition("/")[0]
+                if upstream not in self.upstreams:
+                    known = ", ".join(sorted(self.upstreams))
+                    raise ValueError(f"models: {model.name!r} attempts {attempt!r}: upstreams are: {known}")
+                if attempt.endswith("*") and not model.name.endswith("*"):
+                    raise ValueError(f"models: {model.name!r} attempts {attempt!r}: only a name with * can pass it on")
+        if self.default_model is not None and self.default_model not in names:
+            raise ValueError(f"default_model: {self.default_model!r} is not the name of a model")
+        if sum(upstream.provider == "local" for upstream in self.upstreams.values()) > 1:
+            raise ValueError('upstreams: only one may have provider "local"; it is one process of this server')
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A configured connection to a provider. `api_key` is the resolved secret, never shown."""
+
+    name: str
+    provider: Provider
+    base_url: str
+    api_key: SecretStr | None
+    max_concurrency: int
+    queue: QueueLimits
+    usage_request: Literal["auto", "always", "never"]
+    count: Literal["tokenizer", "deltas"]
+    timeouts: Timeouts
+    breaker: BreakerSettings | None
+    forward_headers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedAttempt:
+    """One upstream to try, the model's name there, and what its tokens cost (None: unpriced)."""
+
+    upstream: Upstream
+    model: str
+    price: Price | None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A name that callers may use: an alias, or a pattern that ends in `*`."""
+
+    name: str
+    groups: tuple[str, ...]
+    attempts: tuple[PlannedAttempt, ...]
+    context_tokens: int | None
+    max_output_tokens: int | None
+    reserve_output_tokens: int
+    keepalive: bool
+    keepalive_after_s: float
+    listed_price: bool
+
+    def matches(self, name: str) -> bool:
+        return fnmatch.fnmatchcase(name, self.name) if self.name.endswith("*") else name == self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All models and upstreams. `version` tells two catalogues apart: it is of what they say."""
+
+    upstreams: dict[str, Upstream]
+    models: tuple[Model, ...]
+    default_model: str | None
+    version: str
+    by_name: dict[str, Model]
+
+    def find(self, name: str) -> Model | None:
+        """The model of this name, else the longest pattern that takes it."""
+        exact = self.by_name.get(name)
+        if exact is not None:
+            return exact
+        patterns = [model for model in self.models if model.name.endswith("*") and model.matches(name)]
+        return max(patterns, key=lambda model: len(model.name), default=None)
+
+
+def build_catalogue(table: CatalogueTable, secrets: dict[str, SecretStr | None]) -> Catalogue:
+    """The catalogue of a valid file, with its secrets resolved."""
+    upstreams = {name: _upstream(name, written, secrets.get(name)) for name, written in table.upstreams.items()}
+    models = tuple(_model(written, upstreams) for written in table.models)
+    return Catalogue(
+        upstreams=upstreams,
+        models=models,
+        default_model=table.default_model,
+        version=hashlib.sha256(table.model_dump_json().encode()).hexdigest()[:12],
+        by_name={model.name: model for model in models if not model.name.endswith("*")},
+    )
+
+
+def embedded_table() -> dict[str, Any]:
+    """Embedded mode's own catalogue: the small model of this machine. It costs nothing, which is a price."""
+    return {
+        "upstreams": {"local": {"provider": "local"}},
+        "models": [
+            {
+                "name": "smollm2-135m-instruct",
+                "attempts": ["local/smollm2-135m-instruct"],
+                "context_tokens": 2048,
+                "max_output_tokens": 2048,
+                "reserve_output_tokens": 1024,
+                "price": {"input": "0", "output": "0"},
+            }
+        ],
+    }
+
+
+@lru_cache(maxsize=1024)
+def list_price(provider: str, model: str) -> Price | None:
+    """The list price, looked up once a name; bounded, since names under a pattern come from callers."""
+    return price_from_catalogue(provider, model) if provider == "openai" else None
+
+
+def catalogue_path(configured: Path | None) -> Path | None:
+    """The file that the catalogue is read from, None in embedded mode."""
+    if configured is not None:
+        return configured
+    default = Path("tidegate.toml")
+    return default if default.is_file() else None
+
+
+def _upstream(name: str, written: UpstreamTable, api_key: SecretStr | None) -> Upstream:
+    in_house = written.provider in ("local", "echo")
+    return Upstream(
+        name=name,
+        provider=written.provider,
+        base_url=(written.base_url or "").rstrip("/"),
+        api_key=api_key,
+        max_concurrency=written.max_concurrency or (4 if written.provider == "local" else 64),
+        queue=written.queue,
+        usage_request=written.usage_request,
+        count=written.count or ("deltas" if in_house else "tokenizer"),
+        timeouts=written.timeouts,
+        breaker=None if written.breaker == "off" else written.breaker,
+        forward_headers=written.forward_headers,
+    )
+
+
+def _model(written: ModelTable, upstreams: dict[str, Upstream]) -> Model:
+    table = written.price if isinstance(written.price, PriceTable) else None
+    configured = price_from_table(table.model_dump(exclude_none=True)) if table else None
+    attempts = []
+    for attempt in written.attempts:
+        upstream_name, _, model = attempt.partition("/")
+        upstream = upstreams[upstream_name]
+        price = configured or list_price(upstream.provider, model.removesuffix("*"))
+        attempts.append(PlannedAttempt(upstream, model, price))
+    return Model(
+        name=written.name,
+        groups=written.groups,
+        attempts=tuple(attempts),
+        context_tokens=written.context_tokens,
+        max_output_tokens=written.max_output_tokens,
+        reserve_output_tokens=written.reserve_output_tokens,
+        keepalive=written.keepalive == "comment",
+        keepalive_after_s=written.keepalive_after_s,
+        listed_price=table is None,
+    )

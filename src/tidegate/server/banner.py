@@ -1,0 +1,36 @@
+"""What development prints when the server is ready: where it is, what was made just now, and a line to paste.
+
+A generated password and key are shown this once. The line reads the key from its file, so that it stays out of the
+shell's history.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+_QUESTION = "Tell me a story about the sea."
+
+
+def banner(url: str, data_dir: Path, model: str | None, made: Mapping[str, str] | None) -> str:
+    """`made` is what the prepare step generated, `model` the first of the catalogue."""
+    lines = ["", f"Tidegate is ready at {url}", f"  dashboard  {url}/", f"  API        {url}/v1"]
+    made = made or {}
+    if "admin_password" in made:
+        lines += ["", "  The first admin and key, shown only now:"]
+        lines += [f"    e-mail     {made['admin_email']}", f"    password   {made['admin_password']}"]
+    if "api_key" in made:
+        lines += [f"    API key    {made['api_key']}"]
+    if model is not None:
+        lines += ["", "  Paste this to see tokens arrive:", "", curl_line(url, data_dir / "first-key", model)]
+    return "\n".join([*lines, "", ""])
+
+
+def curl_line(url: str, key_file: Path, model: str) -> str:
+    """One line for a POSIX shell. Where no key was generated the caller has one of their own to put in."""
+    key = f"$(cat {shlex.quote(str(key_file))})" if key_file.is_file() else "YOUR_KEY"
+    body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": _QUESTION}]})
+    return (
+        f'curl -N {url}/v1/chat/completions -H "Authorization: Bearer {key}"'
+        f" -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    )

@@ -1,0 +1,19 @@
+"""How long an end may take, floor by floor: each waits longer than what it waits for."""
+
+import math
+
+from tidegate.settings import Settings
+
+# What the lifespan's end may take: settlements, the journal, the engine.
+LIFESPAN_END_S = 10
+_MARGIN_S = 3
+
+
+def worker_bound_s(settings: Settings) -> int:
+    """From a worker's signal to its end. gunicorn kills it after this."""
+    return math.ceil(settings.server.linger_s + settings.server.drain_s) + LIFESPAN_END_S
+
+
+def server_bound_s(settings: Settings) -> int:
+    """From the server's signal to its end. The root kills it after this."""
+    return worker_bound_s(settings) + _MARGIN_S

@@ -1,0 +1,178 @@
+"""The database of this process: one engine, its pool, and the sessions that are opened from it.
+
+A session is short: none is held across an await of an upstream. Leaving one gives its connection back in every case,
+also where the task was cancelled. On SQLite a transaction that writes takes the write lock when it begins, so that it
+waits for another writer instead of failing half-way.
+
+A database that is down, full or overloaded is `Unavailable` to whoever uses a session; other faults are the driver's
+own errors.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self, TypeVar
+
+import anyio
+import orjson
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from tidegate.errors import Unavailable
+
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 15.0
+POOL_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
+SQLITE_BUSY_TIMEOUT_S = 5.0
+# An execution option: the statement that begins a transaction on SQLite.
+SQLITE_BEGIN = "tidegate_sqlite_begin"
+# PostgreSQL's classes of conditions (appendix A of its manual) that say nothing of the statement: connection,
+# authorization, no such database, resources, intervention of an operator or of a timeout; and a lock not got.
+_OUTAGES_POSTGRESQL = ("08", "28", "3D", "53", "57", "55P03")
+_OUTAGES_SQLITE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+
+
+class Database:
+    """One engine and its sessions.
+
+    >>> database = await Database.open("sqlite+aiosqlite:///var/tidegate.db")
+    >>> async with database.transaction() as session:
+    ...     session.add(Workspace(name="research"))
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._writing = engine.execution_options(**{SQLITE_BEGIN: "BEGIN IMMEDIATE"})
+        self._autocommitting = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @classmethod
+    async def open(cls, url: str, *, pool_size: int = 5, max_overflow: int = 5) -> Self:
+        """An engine for this URL. It connects when first used: a database that is down does not stop the start."""
+        return cls(create_engine(make_url(url), pool_size=pool_size, max_overflow=max_overflow))
+
+    @property
+    def engine(self) -> AsyncEngine:
+        return self._engine
+
+    @property
+    def dialect_name(self) -> str:
+        """`postgresql` or `sqlite`."""
+        return self._engine.dialect.name
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """A session for reading; what it changed and did not commit is rolled back."""
+        async with _closing(AsyncSession(self._engine, expire_on_commit=False)) as session:
+            yield session
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A session for writing: commits at the end of the block, rolls back where the block raises."""
+        async with _closing(AsyncSession(self._writing, expire_on_commit=False)) as session:
+            yield session
+            await session.commit()
+
+    @asynccontextmanager
+    async def single_statements(self) -> AsyncIterator[AsyncConnection]:
+        """A connection on which each statement is a transaction of its own: it saves two round trips."""
+        async with _closing(self._autocommitting.connect()) as connection:
+            await connection.start()
+            yield connection
+
+    async def ping(self) -> None:
+        """One round trip. Raises what the driver raises; the caller sets the deadline."""
+        async with self.session() as session:
+            await session.execute(text("SELECT 1"))
+
+    async def aclose(self) -> None:
+        """Closes the pool's connections."""
+        await self._engine.dispose()
+
+
+def create_engine(
+    url: URL,
+    *,
+    command_timeout_s: float | None = COMMAND_TIMEOUT_S,
+    busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S,
+    **pool: Any,
+) -> AsyncEngine:
+    """An engine with this project's timeouts; `pool` goes to SQLAlchemy."""
+    shared: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": orjson.loads, **pool}
+    if "poolclass" not in pool:
+        shared["pool_timeout"] = POOL_TIMEOUT_S
+    if url.get_backend_name() != "sqlite":
+        # A connection may have died with a server that was restarted; a file's connection does not.
+        shared["pool_pre_ping"] = "poolclass" not in pool
+        arguments = {
+            "timeout": CONNECT_TIMEOUT_S,
+            "command_timeout": command_timeout_s,
+            "server_settings": {"application_name": "tidegate"},
+        }
+        return create_async_engine(url, connect_args=arguments, **shared)
+    engine = create_async_engine(url, connect_args={"timeout": busy_timeout_s}, **shared)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+_Closable = TypeVar("_Closable", AsyncSession, AsyncConnection)
+
+
+@asynccontextmanager
+async def _closing(opened: _Closable) -> AsyncIterator[_Closable]:
+    with _outages_named():
+        try:
+            yield opened
+        finally:
+            with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await opened.close()
+
+
+@contextmanager
+def _outages_named() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, PoolTimeout, DBAPIError) as error:
+        if isinstance(error, DBAPIError) and not _is_outage(error):
+            raise
+        raise Unavailable(
+            "The database cannot be used now: try again in a few seconds.", headers={"Retry-After": "1"}
+        ) from error
+
+
+def _is_outage(error: DBAPIError) -> bool:
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        return error.orig.sqlite_errorcode & 0xFF in _OUTAGES_SQLITE
+    return (getattr(error.orig, "sqlstate", None) or "").startswith(_OUTAGES_POSTGRESQL)
+
+
+def _to_json(value: object) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _prepare_sqlite(connection: Any, record: ConnectionPoolEntry) -> None:
+    del record
+    # The driver's own transactions begin late and without the write lock: _begin_sqlite begins them instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=NORMAL"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get(SQLITE_BEGIN, "BEGIN"))
