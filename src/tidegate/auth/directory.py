@@ -4,6 +4,7 @@ A refusal says why only to one who presented the right secret: whoever guesses l
 which are revoked, or whose account is disabled.
 """
 
+import uuid
 from typing import Final
 
 from sqlalchemy import select
@@ -50,10 +51,10 @@ class Directory:
             raise InvalidApiKey(f"The API key {KEY_MARK}{prefix} belongs to an account that is disabled: ask an admin.")
         self.last_use.note(row.id, row.last_used_at)
         return Principal(
-            workspace_id=row.workspace_id,
-            key_id=row.id,
+            workspace_id=_plain(row.workspace_id),
+            key_id=_plain(row.id),
             key_prefix=prefix,
-            user_id=row.owner_user_id,
+            user_id=None if row.owner_user_id is None else _plain(row.owner_user_id),
             role=role,
             scopes=frozenset(row.scopes),
             models=None if row.models is None else tuple(row.models),
@@ -71,7 +72,7 @@ class Directory:
         if user.disabled_at is not None:
             raise InvalidToken("The account of this access token is disabled: ask an admin.")
         return Principal(
-            workspace_id=user.workspace_id,
+            workspace_id=_plain(user.workspace_id),
             user_id=token.user_id,
             role=user.role,
             scopes=SCOPES_BY_ROLE[user.role],
@@ -81,3 +82,8 @@ class Directory:
 
 def _stored(row: ApiKey) -> StoredHash:
     return StoredHash(row.secret_hash, row.hash_scheme, row.pepper_kid)
+
+
+def _plain(id_of_driver: uuid.UUID) -> uuid.UUID:
+    """The driver's UUIDs are a subclass, which orjson refuses; a principal's ids end up in log lines and entries."""
+    return uuid.UUID(int=id_of_driver.int)

@@ -1,5 +1,7 @@
 """What a command says when what it needs is not so: each fault one line that tells what to do."""
 
+import socket
+
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -19,7 +21,9 @@ def failure_lines(error: Exception) -> list[str] | None:
         case MigrationFailed() | SchemaBehind():
             return [_sentence(str(error))]
         # Refused, unknown host, no answer in time; asyncpg's own errors come unwrapped while it connects.
-        case ConnectionError() | TimeoutError() | PoolTimeout() | asyncpg.PostgresError() | asyncpg.InterfaceError():
+        case ConnectionError() | socket.gaierror() | TimeoutError() | PoolTimeout():
+            return [_unreachable(error)]
+        case asyncpg.PostgresError() | asyncpg.InterfaceError():
             return [_unreachable(error)]
         case DBAPIError() if error.orig is not None:
             return [_unreachable(error.orig)]

@@ -9,7 +9,8 @@ import orjson
 
 def print_json(value: object) -> None:
     """One JSON document on standard output. UUIDs and times are strings, times in RFC 3339."""
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
+    # asyncpg's UUIDs are a subclass, which orjson leaves to `default`.
+    click.echo(orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import orjson
 
 from tidegate.http.context import RequestContext
-from tidegate.telemetry.lines import LineWriter
-from tidegate.telemetry.logging import get_logger, iso_now, line_handler
+from tidegate.telemetry.logging import LineHandler, get_logger, iso_now
 from tidegate.telemetry.redaction import may_hold_secret, redact_fields
 
 LOGGER = "tidegate.access"
@@ -24,20 +23,18 @@ _MILLISECONDS = tuple(f"{n:03d}Z" for n in range(1000))
 class AccessLog:
     """Writes the access lines of one process.
 
-    >>> AccessLog().write(context)
+    `handler` is the root logger's, where `configure_logging` ran.
+
+    >>> AccessLog(line_handler()).write(context)
     """
 
-    def __init__(self) -> None:
-        handler = line_handler()
+    def __init__(self, handler: LineHandler | None) -> None:
         self._is_wanted = logging.getLogger(LOGGER).isEnabledFor(logging.INFO)
         self._log = get_logger(LOGGER)
-        self._writer: LineWriter | None = None
-        self._process = ""
+        self._writer = handler.writer if handler is not None and not handler.console else None
+        self._process = handler.process if handler is not None else ""
         self._pid = os.getpid()
         self._second, self._stamp = -1, ""
-        if handler is not None and not handler.console:
-            self._writer = handler.writer
-            self._process = handler.process
 
     def write(self, context: RequestContext) -> None:
         if not self._is_wanted:

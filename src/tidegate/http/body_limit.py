@@ -10,14 +10,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidegate.errors import InvalidRequest, RequestTooLarge
+from tidegate.http.context import request_context
 from tidegate.http.errors import send_error
 
 VARIABLE = "TIDEGATE_HTTP__MAX_BODY_BYTES"
 _LINGER_S = 2.0
+_MOST_DIGITS = 18
 
 
 class BodyLimit:
-    """Refuses bodies over `max_bytes`."""
+    """Refuses bodies over `max_bytes`. Inside the edge: it asks the request's context for the length."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -28,18 +30,17 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                if not value.isdigit():
-                    await send_error(scope, send, InvalidRequest("The Content-Length header is not a number."))
-                elif len(value) > 18 or int(value) > self._max_bytes:
-                    await send_error(scope, send, RequestTooLarge(self._message))
-                else:
-                    # The server holds the body to the length that it named.
-                    await self._app(scope, receive, send)
-                return
-        counted = _Counted(receive, send, self._max_bytes, self._message)
-        await self._app(scope, counted.receive, counted.send)
+        length = request_context(scope).content_length
+        if length is None:
+            counted = _Counted(receive, send, self._max_bytes, self._message)
+            await self._app(scope, counted.receive, counted.send)
+        elif not length.isdigit():
+            await send_error(scope, send, InvalidRequest("The Content-Length header is not a number."))
+        elif len(length) > _MOST_DIGITS or int(length) > self._max_bytes:
+            await send_error(scope, send, RequestTooLarge(self._message))
+        else:
+            # The server holds the body to the length that it named.
+            await self._app(scope, receive, send)
 
 
 class _Counted:

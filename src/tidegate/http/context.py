@@ -28,8 +28,8 @@ class RequestContext:
     """One request as the edge sees it.
 
     `status` is what was sent, None until then, 499 where the client hung up before the end. `started` is of
-    `time.perf_counter`, `received_at` UTC. `bytes_sent` counts the body. `error_code` is the envelope's, if one was
-    sent. `client_address` is the caller's own, behind trusted proxies too.
+    `time.perf_counter`, `received_at` UTC. `content_length` is as it came, unchecked. `bytes_sent` counts the body.
+    `error_code` is the envelope's, if one was sent. `client_address` is the caller's own, behind trusted proxies too.
 
     >>> request_context({"tidegate": RequestContext("r-1", "GET", "/health")}).request_id
     'r-1'
@@ -39,6 +39,7 @@ class RequestContext:
         "bytes_sent",
         "client_address",
         "complete",
+        "content_length",
         "entry",
         "error_code",
         "hung_up",
@@ -69,6 +70,7 @@ class RequestContext:
         self.started = time.perf_counter()
         self.received_at = datetime.now(UTC)
         self.status: int | None = None
+        self.content_length: bytes | None = None
         self.bytes_sent = 0
         self.complete = False
         self.hung_up = False
@@ -80,25 +82,25 @@ class RequestContext:
     @classmethod
     def of(cls, scope: MutableMapping[str, Any]) -> "RequestContext":
         """The context of an HTTP scope that has just come in."""
-        request_id = user_agent = None
-        for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                request_id = value.decode("ascii") if _REQUEST_ID.fullmatch(value) else None
-            elif name == b"user-agent":
-                user_agent = value[:_LONGEST_USER_AGENT].decode("latin-1")
+        headers = dict(scope["headers"])
+        label = headers.get(b"x-request-id")
+        agent = headers.get(b"user-agent")
         client = scope.get("client")
-        return cls(
-            request_id or new_request_id(),
+        context = cls(
+            label.decode("ascii") if label is not None and _REQUEST_ID.fullmatch(label) else new_request_id(),
             scope["method"],
             scope["path"],
-            client_address=client[0][:_LONGEST_ADDRESS].removeprefix("::ffff:") if client else None,
-            user_agent=user_agent,
+            client[0][:_LONGEST_ADDRESS].removeprefix("::ffff:") if client else None,
+            agent[:_LONGEST_USER_AGENT].decode("latin-1") if agent is not None else None,
         )
+        context.content_length = headers.get(b"content-length")
+        return context
 
 
 def new_request_id() -> str:
     """A fresh label for a request that brought none, or one that is not kept."""
-    return f"{getrandbits(128):032x}"  # noqa: S311 - a label, not a secret; reseeded in forked children
+    # A label, not a secret. The generator is seeded anew in forked children.
+    return f"{getrandbits(128):032x}"
 
 
 def request_context(scope: MutableMapping[str, Any]) -> RequestContext:

@@ -18,7 +18,7 @@ from tidegate.http.cors import Cors
 from tidegate.http.errors import as_tidegate_error, internal_error, send_error
 from tidegate.http.proxies import behind_trusted_proxies
 from tidegate.settings import Settings
-from tidegate.telemetry.logging import bound_request_id, get_logger
+from tidegate.telemetry.logging import bound_request_id, get_logger, line_handler
 
 log = get_logger(__name__)
 
@@ -44,11 +44,14 @@ def with_edge(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 class RequestEdge:
-    """Gives each request its context, and sees it to its end."""
+    """Gives each request its context, and sees it to its end.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Lines go where the root logger writes when the first request ends, unless `access` says otherwise.
+    """
+
+    def __init__(self, app: ASGIApp, access: AccessLog | None = None) -> None:
         self._app = app
-        self._access: AccessLog | None = None
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,7 +92,7 @@ class RequestEdge:
             if context.hung_up or HUNG_UP_KEY in scope:
                 context.status = _HUNG_UP
             if self._access is None:
-                self._access = AccessLog()
+                self._access = AccessLog(line_handler())
             self._access.write(context)
 
 

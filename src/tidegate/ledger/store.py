@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from sqlalchemy import JSON, ColumnElement, Text, bindparam, cast, column, func, insert, select, true
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.expression import Insert, TableValuedAlias
 
@@ -70,9 +70,8 @@ class LedgerStore:
                 batch.setdefault(entry.entry_id, entry)
             try:
                 await self._rows.insert(list(batch.values()))
-            except (DBAPIError, ArithmeticError, UnicodeError, TypeError) as error:
-                # PostgreSQL's class 22: what was sent cannot be stored. The other errors are those of converting it.
-                if isinstance(error, DBAPIError) and not (getattr(error.orig, "sqlstate", None) or "").startswith("22"):
+            except (StatementError, OverflowError, UnicodeError) as error:
+                if not _is_about_values(error):
                     raise
                 await self._rows.insert([_fitted(entry) for entry in batch.values()])
 
@@ -176,6 +175,13 @@ def _addition(refusals: postgresql.Insert | sqlite.Insert) -> Insert:
         index_elements=[Refusal.workspace_id, Refusal.key_id, Refusal.code, Refusal.minute],
         set_={"count": Refusal.count + refusals.excluded["count"]},
     )
+
+
+def _is_about_values(error: Exception) -> bool:
+    if isinstance(error, DBAPIError):
+        # PostgreSQL's class of data exceptions. SQLite has none: there the driver cannot convert a value.
+        return (getattr(error.orig, "sqlstate", None) or "").startswith("22")
+    return True
 
 
 def _fitted(row: Row) -> Row:

@@ -4,14 +4,16 @@ import math
 
 from tidegate.settings import Settings
 
-# What the lifespan's end may take: settlements, the journal, the engine.
+# What a request that was cut may take to settle.
+SETTLE_S = 5
+# What the lifespan's end may take: the journal, the engine.
 LIFESPAN_END_S = 10
 _MARGIN_S = 3
 
 
 def worker_bound_s(settings: Settings) -> int:
     """From a worker's signal to its end. gunicorn kills it after this."""
-    return math.ceil(settings.server.linger_s + settings.server.drain_s) + LIFESPAN_END_S
+    return math.ceil(settings.server.linger_s + settings.server.drain_s) + SETTLE_S + LIFESPAN_END_S
 
 
 def server_bound_s(settings: Settings) -> int:

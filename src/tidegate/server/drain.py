@@ -33,16 +33,17 @@ class Drain:
 
 
 @contextmanager
-def install_drain(drain: Drain, *, linger_s: float) -> Iterator[None]:
+def install_drain(*, linger_s: float) -> Iterator[Drain]:
     """Chains the handlers of SIGTERM and SIGINT for the block; for the app's lifespan, on the running loop.
 
     In another thread than the main one, where a server gets no signals (a test's), it installs nothing.
 
-    >>> with install_drain(drain, linger_s=settings.server.linger_s):
-    ...     yield state
+    >>> with install_drain(linger_s=settings.server.linger_s) as drain:
+    ...     yield {"drain": drain}
     """
+    drain = Drain()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield drain
         return
     loop = asyncio.get_running_loop()
     previous = {number: signal.getsignal(number) for number in SIGNALS}
@@ -63,7 +64,7 @@ def install_drain(drain: Drain, *, linger_s: float) -> Iterator[None]:
     for number in SIGNALS:
         signal.signal(number, receive)
     try:
-        yield
+        yield drain
     finally:
         for number in SIGNALS:
             if signal.getsignal(number) is receive:

@@ -1,22 +1,27 @@
 """uvicorn, configured in one place for the single process and for gunicorn's workers, and how it stops.
 
-A stop lets running requests finish for `drain_s`, cancels what is left, and runs the lifespan's end in every case,
-since the ledger is settled there. `hurry` shortens the wait to nothing; it too runs the lifespan's end.
+A stop lets running requests finish for `drain_s`, cancels what is left, waits until that has settled, and only then
+runs the lifespan's end, which closes what settling needs. uvicorn alone would run it beside them. `hurry` shortens the
+first wait to nothing.
 """
 
 import asyncio
+import logging
+import math
 import signal
 from types import FrameType
-from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from tidegate.server.bounds import SETTLE_S
 from tidegate.server.listening import BACKLOG
 from tidegate.settings import Settings
 
 # Longer than the idle time of common load balancers (60 s), so that it is they who close a connection.
 KEEP_ALIVE_S = 75
+logger = logging.getLogger(__name__)
+
 # As often as uvicorn itself looks.
 _TICK_S = 0.1
 
@@ -35,16 +40,17 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        # asyncio.wait_for gets it, which takes a fraction too.
-        timeout_graceful_shutdown=cast("int", settings.server.drain_s),
+        # The server below keeps this bound itself; uvicorn's is a net under it.
+        timeout_graceful_shutdown=math.ceil(settings.server.drain_s) + 2 * SETTLE_S,
     )
 
 
 class GracefulServer(uvicorn.Server):
     """A uvicorn whose stop by signal is a normal end: the process is not killed again by the signal it got."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, *, drain_s: float) -> None:
         super().__init__(config)
+        self._drain_s = drain_s
         self._hurried = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -60,13 +66,23 @@ class GracefulServer(uvicorn.Server):
         self._hurried = True
 
     async def _wait_tasks_to_complete(self) -> None:
-        waiting = asyncio.ensure_future(super()._wait_tasks_to_complete())
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_s
+        ending = asyncio.ensure_future(super()._wait_tasks_to_complete())
         try:
-            while not waiting.done():
-                if self._hurried:
-                    # uvicorn's own way out of this wait: it cancels the requests, then ends the lifespan.
-                    raise TimeoutError
-                await asyncio.wait((waiting,), timeout=_TICK_S)
-            await waiting
+            while not ending.done() and not self._hurried and loop.time() < deadline:
+                await asyncio.wait((ending,), timeout=_TICK_S)
+            if ending.done():
+                await ending
+            else:
+                await self._cut()
         finally:
-            waiting.cancel()
+            ending.cancel()
+
+    async def _cut(self) -> None:
+        requests = set(self.server_state.tasks)
+        if requests:
+            logger.warning("cut %d running requests", len(requests))
+            for request in requests:
+                request.cancel(msg="the server stops")
+            await asyncio.wait(requests, timeout=SETTLE_S)

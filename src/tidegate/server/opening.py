@@ -13,19 +13,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 import orjson
 from setproctitle import setproctitle
 from starlette.types import ASGIApp
 
+from tidegate.server.drain import install_drain
+from tidegate.server.fork import run_in_fork
 from tidegate.server.pools import Pool
 from tidegate.server.refusal import EXIT_REFUSED, StartRefused, print_faults
 from tidegate.settings import Settings, SettingsError, load_settings
 from tidegate.telemetry.logging import Process, configure_logging
 
-# A `module:function` that takes settings and the pool of one worker. Tests name another.
+# Each `module:function`; tests name others. The app is made from the settings and one worker's pool.
 APP = "tidegate.server.opening:create_app"
+PREPARE = "tidegate.server.prepare:prepare"
 _SERVERS = ("uvicorn.error", "gunicorn.error")
 
 
@@ -40,10 +44,12 @@ class Opening:
 
 
 def create_app(settings: Settings, pool: Pool | None) -> ASGIApp:
-    """The gateway's app for one worker."""
-    del pool
-    app: ASGIApp = importlib.import_module("tidegate.app").create_app(settings)
-    return app
+    """The gateway's app for one worker. Its modules are imported by `_open`, before any fork."""
+    from tidegate import app, lifespan  # noqa: PLC0415
+
+    share = {} if pool is None else {"pool_size": pool.size, "max_overflow": pool.overflow}
+    leaving = partial(install_drain, linger_s=settings.server.linger_s)
+    return app.create_app(settings, lifespan.Surroundings(**share, leaving=leaving))
 
 
 def serve(process: Process, run: Callable[[Opening], None]) -> NoReturn:
@@ -72,15 +78,19 @@ def _open(settings: Settings, arguments: argparse.Namespace) -> Opening:
     # It tells of each plugin and each connection.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with _importing():
-        module, _, function = arguments.app.partition(":")
-        factory = getattr(importlib.import_module(module), function)
-        prepare_in_fork = importlib.import_module("tidegate.server.prepare").prepare_in_fork
+        factory = _imported(arguments.app)
+        step = _imported(arguments.prepare)
         if arguments.app == APP:
             importlib.import_module("tidegate.app")
-    prepared = prepare_in_fork(settings, arguments.workers)
+    prepared = run_in_fork(step, settings, arguments.workers)
     with os.fdopen(arguments.report, "wb") as report:
         report.write(orjson.dumps(prepared.made) + b"\n")
     return Opening(settings, arguments.workers, arguments.listen, lambda: factory(settings, prepared.pool))
+
+
+def _imported(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 @contextmanager
@@ -98,4 +108,5 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--report", type=int, required=True, help="where the prepare step's result goes")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--app", default=APP)
+    parser.add_argument("--prepare", default=PREPARE)
     return parser.parse_args()

@@ -36,16 +36,19 @@ from tidegate.telemetry.logging import configure_logging, get_logger
 
 # How long a killed root's children may still hold the port.
 _SUCCESSION_S = 5
-_PATIENCE_S = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the tree is made of. Tests put in others."""
+    """What the tree is made of. Tests put in others.
+
+    After `patience_s` without readiness the root says what it waits for.
+    """
 
     server_arguments: tuple[str, ...] = ()
     model: Sequence[str] = field(default_factory=lambda: python("tidegate.server.model"))
     backoff: Backoff = field(default_factory=Backoff)
+    patience_s: float = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ class _Root:
         made: dict[str, str] | None = orjson.loads(prepared)
         settings = self._plan.settings
         listener = self._plan.listeners[0]
-        await until_ready(listener, patience_s=_PATIENCE_S, impatient=self._wait_for)
+        await until_ready(listener, patience_s=self._parts.patience_s, impatient=self._wait_for)
         if self._model is not None:
             self._model.server_is_ready = True
         url = url_of(self._plan.listeners)

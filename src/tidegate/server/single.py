@@ -21,7 +21,8 @@ class _SingleServer(GracefulServer):
 
 def _run(opening: Opening) -> None:
     hush(opening.settings)
-    server = _SingleServer(uvicorn_config(opening.make_app(), opening.settings))
+    settings = opening.settings
+    server = _SingleServer(uvicorn_config(opening.make_app(), settings), drain_s=settings.server.drain_s)
     server.run(sockets=adopt(opening.listeners))
 
 

@@ -35,7 +35,7 @@ class TidegateWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn and uvico
             sys.exit(1)
 
     async def _serve(self) -> None:
-        server = GracefulServer(self.config)
+        server = GracefulServer(self.config, drain_s=self.app.settings.server.drain_s)
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.hurry)
         watch(terminate_self, self.app.arbiter_lifeline)
         beating = asyncio.create_task(self._beat())

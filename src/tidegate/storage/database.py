@@ -87,8 +87,9 @@ class Database:
     @asynccontextmanager
     async def single_statements(self) -> AsyncIterator[AsyncConnection]:
         """A connection on which each statement is a transaction of its own: it saves two round trips."""
-        async with _closing(self._autocommitting.connect()) as connection:
-            await connection.start()
+        with _outages_named():
+            connection = await self._autocommitting.connect()
+        async with _closing(connection):
             yield connection
 
     async def ping(self) -> None:
@@ -115,10 +116,15 @@ def create_engine(
     if url.get_backend_name() != "sqlite":
         # A connection may have died with a server that was restarted; a file's connection does not.
         shared["pool_pre_ping"] = "poolclass" not in pool
+        # The server's own bound ends what a cancelled task left running there.
+        server_settings = {
+            "application_name": "tidegate",
+            "statement_timeout": str(round((command_timeout_s or 0) * 1000)),
+        }
         arguments = {
             "timeout": CONNECT_TIMEOUT_S,
             "command_timeout": command_timeout_s,
-            "server_settings": {"application_name": "tidegate"},
+            "server_settings": server_settings,
         }
         return create_async_engine(url, connect_args=arguments, **shared)
     engine = create_async_engine(url, connect_args={"timeout": busy_timeout_s}, **shared)

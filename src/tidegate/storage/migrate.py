@@ -7,6 +7,7 @@ not know is a newer version's: it is not behind, and `migrate` refuses it.
 
 import asyncio
 import io
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +30,7 @@ LOCK_TIMEOUT_S = 60.0
 # Any fixed number that no other program of the same database takes; this one reads "tidegate" in ASCII.
 _ADVISORY_LOCK = 0x7469646567617465
 _TABLE_LOCK_TIMEOUT_S = 10
+_RETRY_S = 0.05
 
 Result = TypeVar("Result")
 
@@ -64,18 +66,22 @@ async def migrate(url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> list[s
         missing = _missing(current)
         if missing:
             command.upgrade(_configuration(connection), "head")
-        if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
-            raise MigrationFailed("the migration would leave rows that refer to missing ones; nothing was changed")
+            _check_references(connection)
         return missing
 
-    try:
-        return await _on(location, upgrade, begin="BEGIN IMMEDIATE", lock_timeout_s=lock_timeout_s)
-    except DBAPIError as error:
-        if _is_lock_timeout(error):
-            raise MigrationFailed(
-                "the database is locked, perhaps by another migration; nothing was changed: try again"
-            ) from error
-        raise
+    give_up_at = time.monotonic() + lock_timeout_s
+    while True:
+        try:
+            return await _on(location, upgrade, begin="BEGIN IMMEDIATE", lock_timeout_s=lock_timeout_s)
+        except DBAPIError as error:
+            if not _is_lock_timeout(error):
+                raise
+            if time.monotonic() >= give_up_at:
+                raise MigrationFailed(
+                    "the database is locked, perhaps by another migration; nothing was changed: try again"
+                ) from error
+        # SQLite does not wait where two make a new file WAL at once, nor do we for long where a table is locked.
+        await asyncio.sleep(_RETRY_S)
 
 
 async def pending(url: str) -> list[str]:
@@ -87,12 +93,12 @@ async def pending(url: str) -> list[str]:
 
 
 async def is_at_head(database: Database) -> bool:
-    """Whether this process can work on the database: one short query."""
+    """Whether this process can work on the database: one short query. Raises what the driver raises."""
     return not await _missing_on(database.engine)
 
 
 async def require_head(database: Database) -> None:
-    """Raises `SchemaBehind` where the database lacks a revision."""
+    """Raises `SchemaBehind` where the database lacks a revision, and what the driver raises."""
     if missing := await _missing_on(database.engine):
         raise SchemaBehind(missing)
 
@@ -184,6 +190,12 @@ def _lock(connection: Connection, lock_timeout_s: float) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})
         # Whoever waits for a table's lock holds up everyone behind it.
         connection.execute(text(f"SET LOCAL lock_timeout = {_TABLE_LOCK_TIMEOUT_S * 1000}"))
+
+
+def _check_references(connection: Connection) -> None:
+    # PostgreSQL checked each statement.
+    if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
+        raise MigrationFailed("the migration would leave rows that refer to missing ones; nothing was changed")
 
 
 def _is_lock_timeout(error: DBAPIError) -> bool:

@@ -41,8 +41,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Usd(TypeDecorator[Decimal]):
-    """US dollars, exact to 12 decimal places; what is finer is rounded, halves away from zero, as
-    PostgreSQL does.
+    """US dollars, exact to 12 decimal places; what is finer is rounded, halves away from zero.
 
     NUMERIC(24,12) on PostgreSQL. On SQLite, which would sum decimals as floats, an INTEGER of 10^-12 dollars: it holds
     amounts and sums below 9.2 million dollars and raises `OverflowError` past that. `func.sum` of such a column is a

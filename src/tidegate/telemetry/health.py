@@ -133,17 +133,17 @@ class HealthBoard:
     async def _check(self, name: str) -> CheckResult:
         dependency = self._dependencies[name]
         started = time.perf_counter()
-        if dependency.running is None:
+        if dependency.running is None or dependency.running.done():
             dependency.running = asyncio.create_task(_awaited(dependency.check))
+            dependency.running.add_done_callback(_look_at)
         task = dependency.running
         await asyncio.wait({task}, timeout=CHECK_TIMEOUT_S)
         latency_ms = round((time.perf_counter() - started) * 1000, 3)
         if not task.done():
             task.cancel()
             return self._told(name, CheckResult("down", latency_ms), f"no answer within {CHECK_TIMEOUT_S:g} s")
-        dependency.running = None
         if task.cancelled():
-            return self._told(name, CheckResult("down", latency_ms), "its last check had to be abandoned")
+            return self._told(name, CheckResult("down", latency_ms), "the check was cancelled")
         error = task.exception()
         if error is not None:
             return self._told(name, CheckResult("down", latency_ms), f"{type(error).__name__}: {error}")
@@ -158,6 +158,12 @@ class HealthBoard:
         elif result.status == "ok" and before is not None and before.status == "down":
             log.info("a dependency is back", dependency=name)
         return result
+
+
+def _look_at(task: "asyncio.Task[str | None]") -> None:
+    """asyncio complains of an error that nobody looked at, as that of a check that was left behind."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _awaited(check: Check) -> str | None:

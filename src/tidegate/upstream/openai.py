@@ -114,10 +114,11 @@ class OpenAIProvider:
     async def _send(self, request: UpstreamRequest) -> httpx2.Response:
         upstream = request.attempt.upstream
         timeouts = upstream.timeouts
+        url = self._url(request.lease.base_url or upstream.base_url, request.path)
         sent = httpx2.Request(
             "POST",
-            self._url(request.lease.base_url or upstream.base_url, request.path),
-            headers=self._headers(request),
+            url,
+            headers=self._headers(request, url),
             stream=_Body(request),
             extensions={"timeout": {"connect": timeouts.connect_s, "write": timeouts.write_s}},
         )
@@ -130,9 +131,10 @@ class OpenAIProvider:
         except httpx2.WriteTimeout:
             raise UpstreamTimeout("write", timeouts.write_s, upstream=upstream.name) from None
 
-    def _headers(self, request: UpstreamRequest) -> list[tuple[bytes, bytes]]:
+    def _headers(self, request: UpstreamRequest, url: httpx2.URL) -> list[tuple[bytes, bytes]]:
         upstream = request.attempt.upstream
         headers = [
+            (b"host", url.netloc),
             (b"content-type", b"application/json"),
             (b"content-length", str(len(request.body)).encode()),
             (b"accept", b"text/event-stream" if request.streamed else b"application/json"),

@@ -23,6 +23,7 @@ context.configure(
     compare_type=True,
     compare_server_default=True,
     render_item=render_own_type,
+    autogenerate_plugins=["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
 )
 with context.begin_transaction():
     context.run_migrations()

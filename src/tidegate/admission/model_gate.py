@@ -1,0 +1,199 @@
+"""The local model's slots as a worker sees them: asked for at the model's own gate, which counts over all workers.
+
+The gate is a Unix socket in the data directory. A worker connects, asks, and waits for its turn. Holding the connection
+is holding the slot; closing it gives it back, and the kernel closes it for a worker that dies. Where to call and with
+what key comes with the grant: it is in no file, and it is right after every restart of the model.
+
+What goes over the socket is one JSON object a line: an `Ask` from the worker, then `Told` from the gate.
+"""
+
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import msgspec
+
+from tidegate.admission.gate import Lease
+from tidegate.errors import Overloaded, Unavailable
+
+SOCKET_NAME = "model.sock"
+# What `sun_path` holds beside its closing NUL: 108 bytes on Linux, 104 on macOS.
+LONGEST_ADDRESS = 107 if sys.platform == "linux" else 103
+_STATUS_WITHIN_S = 1.0
+_BACKLOG_PAUSE_S = 0.01
+_LONGEST_LINE = 4096
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """A worker's one line. `wait` false: only a slot that is free now."""
+
+    ask: Literal["slot", "status"]
+    wait: bool = True
+
+
+class Told(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of the gate: how it stands (`status`), a grant (`base_url`, `api_key`, `slot`), or its own state."""
+
+    status: Literal["waiting", "loading", "busy"] | None = None
+    base_url: str | None = None
+    api_key: str | None = None
+    slot: int | None = None
+    ready: bool | None = None
+    in_use: int = 0
+    waiting: int = 0
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    """The gate's own state, over all workers. `is_ready`: the model has answered once since it was started."""
+
+    is_ready: bool
+    in_use: int
+    waiting: int
+
+
+class ModelGate:
+    """Implements `Slots` for the local model.
+
+    >>> gate = ModelGate(data_dir / SOCKET_NAME, upstream="local", queue_length=1000, queue_deadline_s=10)
+    >>> async with gate.hold(entry_id, deadline_s=None) as lease: ...
+    """
+
+    def __init__(self, socket_path: Path, *, upstream: str, queue_length: int, queue_deadline_s: float) -> None:
+        self._path = socket_path
+        self._upstream = upstream
+        self._queue_length = queue_length
+        self._queue_deadline_s = queue_deadline_s
+        self._in_use = 0
+        self._waiting = 0
+
+    @property
+    def in_use(self) -> int:
+        return self._in_use
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    @asynccontextmanager
+    async def hold(self, entry_id: uuid.UUID, *, deadline_s: float | None) -> AsyncIterator[Lease]:  # noqa: ARG002 - of the protocol
+        began = time.perf_counter()
+        with socket.socket(socket.AF_UNIX) as connection:
+            grant = await self._turn(connection, self._queue_deadline_s if deadline_s is None else deadline_s)
+            self._in_use += 1
+            try:
+                yield Lease(self._upstream, time.perf_counter() - began, grant.base_url, grant.api_key)
+            finally:
+                self._in_use -= 1
+
+    async def status(self) -> ModelStatus | None:
+        """The gate's state; None where nothing says it within a second."""
+        with socket.socket(socket.AF_UNIX) as connection, anyio.move_on_after(_STATUS_WITHIN_S):
+            try:
+                await self._connect(connection, Ask("status"))
+                told = await _Lines(connection).next()
+            except Unavailable:
+                return None
+            return ModelStatus(bool(told.ready), told.in_use, told.waiting)
+        return None
+
+    async def _turn(self, connection: socket.socket, deadline_s: float) -> Told:
+        """The grant. Raises `Overloaded` or `Unavailable`."""
+        may_wait = self._waiting < self._queue_length
+        told = Told()
+        self._waiting += may_wait
+        try:
+            with anyio.move_on_after(deadline_s):
+                await self._connect(connection, Ask("slot", wait=may_wait))
+                lines = _Lines(connection)
+                while told.base_url is None and told.status != "busy":
+                    told = await lines.next()
+        except Unavailable:
+            raise self._unavailable("is not running") from None
+        finally:
+            self._waiting -= may_wait
+        if told.base_url is not None:
+            return told
+        if told.status == "loading":
+            raise self._unavailable("is still being loaded")
+        if told.status == "busy":
+            raise Overloaded(
+                f"The queue for the upstream {self._upstream!r} is full ({self._queue_length} wait). Try again later.",
+                headers={"Retry-After": "1"},
+            )
+        raise Overloaded(
+            f"No slot of the upstream {self._upstream!r} became free within {deadline_s:g} s.",
+            headers={"Retry-After": "1"},
+        )
+
+    async def _connect(self, connection: socket.socket, ask: Ask) -> None:
+        """Asks the gate. Raises `Unavailable` where nothing listens."""
+        connection.setblocking(False)
+        while True:
+            try:
+                with short_address(self._path) as address:
+                    connection.connect(address)
+                connection.send(msgspec.json.encode(ask) + b"\n")
+            except BlockingIOError:
+                # So many connect at once that the kernel's backlog is full; there is nothing to wait on but time.
+                await anyio.sleep(_BACKLOG_PAUSE_S)
+            except OSError as error:
+                raise Unavailable(f"the model's gate: {error.strerror}") from None
+            else:
+                return
+
+    def _unavailable(self, state: str) -> Unavailable:
+        return Unavailable(
+            f"The local model of the upstream {self._upstream!r} {state}. Try again in a moment.",
+            headers={"Retry-After": "1"},
+        )
+
+
+@contextmanager
+def short_address(path: Path) -> Iterator[str]:
+    """An address of the Unix socket at `path` that the kernel takes: through an open directory where the path is long.
+
+    Raises `OSError` where there is none, with a `strerror` that says so.
+    """
+    if len(os.fsencode(path)) <= LONGEST_ADDRESS:
+        yield str(path)
+        return
+    if sys.platform != "linux":
+        raise OSError(0, f"the path is longer than the {LONGEST_ADDRESS} bytes of a socket's address")
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+class _Lines:
+    """The gate's lines on one connection. A line that is none, and the gate's end, are `Unavailable`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+
+    async def next(self) -> Told:
+        while b"\n" not in self._buffer:
+            await anyio.wait_readable(self._connection)
+            try:
+                data = self._connection.recv(_LONGEST_LINE)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise Unavailable(f"the model's gate: {error.strerror}") from None
+            if not data or len(self._buffer) > _LONGEST_LINE:
+                raise Unavailable("the model's gate ended")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        try:
+            return msgspec.json.decode(line, type=Told)
+        except msgspec.DecodeError as error:
+            raise Unavailable("the model's gate is not understood") from error

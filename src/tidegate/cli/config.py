@@ -1,0 +1,107 @@
+"""`tidegate config`: what the gateway would run with, checked and shown with secrets masked."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import SecretStr
+
+from tidegate.cli.output import print_json
+from tidegate.cli.reference import ENV_EXAMPLE, SETTINGS_PAGE, env_example, settings_page
+from tidegate.routing.configuration import CatalogueError, load_catalogue
+from tidegate.settings import Settings, SettingsError, load_settings
+
+MASK = "********"
+
+
+@click.group("config")
+def config_command() -> None:
+    """Look at the configuration, and check it."""
+
+
+@config_command.command("validate")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def validate(ctx: click.Context, file: Path | None, as_json: bool) -> None:
+    """Check the settings and the catalogue; exit 1 with every fault.
+
+    FILE is a catalogue to check in place of the configured one.
+    """
+    faults: list[str] = []
+    found = ""
+    try:
+        settings = load_settings({"TIDEGATE_CONFIG": str(file)} if file else None)
+        if file:
+            settings = settings.model_copy(update={"config_toml": None})
+        catalogue = load_catalogue(settings)
+        found = f"{len(catalogue.models)} models, {len(catalogue.upstreams)} upstreams, version {catalogue.version}"
+    except (SettingsError, CatalogueError) as error:
+        faults = error.faults
+    if as_json:
+        print_json({"valid": not faults, "faults": faults})
+    elif not faults:
+        click.echo(f"The configuration is valid: {found}.")
+    else:
+        for fault in faults:
+            click.echo(fault, err=True)
+    ctx.exit(1 if faults else 0)
+
+
+@config_command.command("show")
+def show() -> None:
+    """Print the effective settings and catalogue as JSON, secrets masked."""
+    settings = load_settings()
+    catalogue = load_catalogue(settings)
+    print_json(
+        {
+            "settings": _masked(settings.model_dump()) | {"database_url": _without_password(settings)},
+            "catalogue": {
+                "version": catalogue.version,
+                "models": [
+                    {"name": model.name, "attempts": [f"{a.upstream.name}/{a.model}" for a in model.attempts]}
+                    for model in catalogue.models
+                ],
+                "upstreams": {
+                    name: {"provider": upstream.provider, "base_url": upstream.base_url or None}
+                    for name, upstream in catalogue.upstreams.items()
+                },
+            },
+        }
+    )
+
+
+@config_command.command("reference", hidden=True)
+@click.option("--check", is_flag=True, help="Only say whether the files are as they would be written.")
+@click.pass_context
+def reference(ctx: click.Context, check: bool) -> None:
+    """Write .env.example and the settings reference from the settings themselves."""
+    behind = False
+    for path, text in ((ENV_EXAMPLE, env_example()), (SETTINGS_PAGE, settings_page())):
+        if path.is_file() and path.read_text("utf-8") == text:
+            continue
+        behind = True
+        if check:
+            click.echo(f"{path} is not what the settings say: run make docs", err=True)
+        else:
+            path.write_text(text, "utf-8")
+            click.echo(f"Wrote {path}")
+    ctx.exit(1 if check and behind else 0)
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _masked(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_masked(inner) for inner in value]
+    if isinstance(value, SecretStr):
+        return MASK
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _without_password(settings: Settings) -> str:
+    from sqlalchemy.engine import make_url  # noqa: PLC0415 - start-up time of the other commands
+
+    return make_url(settings.database_url).render_as_string(hide_password=True)

@@ -1,0 +1,379 @@
+"""The main road as tests drive it: a caller, what it was answered, and what the ledger says of it.
+
+`Caller` speaks to any gateway, in this process or not. `open_road` serves the real application on the test's own loop
+with a database at head and the admin's key in it, and shows what is inside: slots, pools, tasks. `Script` is an
+upstream's answer written byte by byte.
+
+    async with open_road(tmp_path, catalogue_of({"plain": {"base_url": upstream.base_url}}, {"m": "plain/m"})) as road:
+        reply = await road.caller.chat("label", model="m")
+        entry = await road.caller.entry("label")
+"""
+
+import asyncio
+import functools
+import json
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+from pydantic import SecretStr
+from sqlalchemy.pool import QueuePool
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tests.support.client import Event, Head, RawClient
+from tests.support.credentials import keyrings, secret_settings
+from tests.support.server import ADMIN_EMAIL, API_KEY, in_process_server
+from tests.support.waiting import NeverHappened, eventually
+from tests.support.wire import Exchange, Gate, Pause
+from tidegate.accounts.bootstrap import bootstrap
+from tidegate.app import create_app
+from tidegate.inference.gateway import Gateway
+from tidegate.ledger.reservation import Ledger
+from tidegate.lifespan import Surroundings
+from tidegate.server.http_server import uvicorn_config
+from tidegate.settings import AuthSettings, BootstrapSettings, HttpSettings, ServerSettings, Settings
+from tidegate.storage.database import Database
+from tidegate.storage.migrate import migrate
+from tidegate.upstream.openai import OpenAIProvider
+
+Json = dict[str, Any]
+CHAT = "/v1/chat/completions"
+WITHIN_S = 20.0
+"""For what must happen, on a machine however busy."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer. `events` are a stream's, comments included; `body` is its bytes as they came."""
+
+    head: Head
+    body: bytes
+    events: tuple[Event, ...] = ()
+
+    @property
+    def status(self) -> int:
+        return self.head.status
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> Json:
+        """The `error` of the envelope that ended it: the last event's in a stream, else the body's."""
+        envelope = self.events[-1].json if self.events else self.json
+        assert envelope["type"] == "error", envelope
+        assert envelope["request_id"] == self.head.headers["x-request-id"]
+        error: Json = envelope["error"]
+        assert set(error) >= {"type", "code", "message", "param"}
+        return error
+
+    @property
+    def text(self) -> str:
+        return "".join(event.content for event in self.spoken)
+
+    @property
+    def comments(self) -> int:
+        return sum(event.is_comment for event in self.events)
+
+    @property
+    def spoken(self) -> list[Event]:
+        """The events that carry a chunk: no comment, no error, no `[DONE]`."""
+        return [e for e in self.events if not e.is_comment and not e.is_done and "error" not in e.json]
+
+    @property
+    def errors(self) -> list[Event]:
+        return [e for e in self.events if not e.is_comment and not e.is_done and "error" in e.json]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it ended with `[DONE]`."""
+        return bool(self.events) and self.events[-1].is_done
+
+
+@dataclass(frozen=True)
+class Caller:
+    """One key against one gateway. A label is the request's `X-Request-ID`, by which its entry is found."""
+
+    base_url: str
+    api_key: str = API_KEY
+
+    async def ask(self, client: RawClient, label: str, *, headers: Mapping[str, str] | None = None, **body: Any) -> None:
+        """Sends a chat request, streamed unless it says otherwise."""
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello"}], **body}
+        await client.send("POST", CHAT, headers={**self.credentials(label), **(headers or {})}, json=body)
+
+    async def chat(self, label: str, *, headers: Mapping[str, str] | None = None, **body: Any) -> Reply:
+        """A chat request on a connection of its own, to its end."""
+        async with asyncio.timeout(60), RawClient(self.base_url) as client:
+            await self.ask(client, label, headers=headers, **body)
+            return await reply_of(client)
+
+    async def call(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, json: object = None, body: bytes = b""
+    ) -> Reply:
+        """Any request, with the key."""
+        async with asyncio.timeout(60), RawClient(self.base_url) as client:
+            sent = {**self.credentials(), **(headers or {})}
+            await client.send(method, path, headers=sent, json=json, body=body)
+            return await reply_of(client)
+
+    async def entries(self, label: str | None = None, *, limit: int = 200) -> list[Json]:
+        """The ledger's entries with this label, all without one; newest first."""
+        asked = {"limit": str(limit)} | ({} if label is None else {"request_id": label})
+        reply = await self.call("GET", f"/api/requests?{urlencode(asked)}")
+        assert reply.status == 200, reply.body
+        found: list[Json] = reply.json["data"]
+        return found
+
+    async def entry(self, label: str, *, within_s: float = WITHIN_S) -> Json:
+        """The one entry with this label; waits until it can be read."""
+
+        async def found() -> list[Json]:
+            return await self.entries(label)
+
+        entries = await eventually(found, within_s=within_s, what=f"an entry of {label}", poll_s=0.02)
+        assert len(entries) == 1, entries
+        return checked(entries[0])
+
+    def credentials(self, label: str | None = None) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.api_key}"} | ({} if label is None else {"x-request-id": label})
+
+
+async def reply_of(client: RawClient) -> Reply:
+    """The rest of an answer, from its head on."""
+    head = await client.head()
+    if not head.headers.get("content-type", "").startswith("text/event-stream"):
+        return Reply(head, await client.body())
+    events = tuple([event async for event in client.events()])
+    return Reply(head, b"".join(event.raw for event in events), events)
+
+
+async def content(client: RawClient) -> Event:
+    """The next event with content; those before it say nothing yet."""
+    while True:
+        event = await client.event()
+        assert event is not None, "the stream ended before its content"
+        if event.content:
+            return event
+
+
+def checked(entry: Json) -> Json:
+    """An entry, once it is seen to be consistent with itself: its sums are its attempts'."""
+    for name in ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"):
+        assert entry[name] == sum(attempt[name] for attempt in entry["attempts"]), (name, entry)
+    assert [attempt["n"] for attempt in entry["attempts"]] == list(range(1, len(entry["attempts"]) + 1))
+    assert entry["ended_at"] >= entry["started_at"]
+    return entry
+
+
+# Catalogues
+
+
+def catalogue_of(upstreams: Mapping[str, Mapping[str, object]], models: Mapping[str, object]) -> str:
+    """A catalogue's text. An upstream is of provider openai unless it says more; a model is its attempts, or a table.
+
+    >>> catalogue_of({"one": {"base_url": url, "max_concurrency": 1}}, {"m": "one/m", "n": {"attempts": ["one/n"]}})
+    """
+    lines = []
+    for name, table in upstreams.items():
+        lines.append(f"[upstreams.{name}]")
+        lines += [f"{key} = {_toml(value)}" for key, value in {"provider": "openai", **table}.items()]
+    for name, model in models.items():
+        written = {"attempts": [model] if isinstance(model, str) else model}
+        table = model if isinstance(model, Mapping) else written
+        lines.append("[[models]]")
+        lines += [f"{key} = {_toml(value)}" for key, value in {"name": name, **table}.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(inner) for inner in value) + "]"
+    return json.dumps(value)
+
+
+# The road in this process
+
+
+@dataclass
+class Road:
+    """A gateway in this process, with what is inside of it. `leaving.draining` may be set."""
+
+    caller: Caller
+    settings: Settings
+    state: Mapping[str, Any]
+    leaving: "Leaving"
+    tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
+    """Those that ran before the first request."""
+
+    @property
+    def base_url(self) -> str:
+        return self.caller.base_url
+
+    @property
+    def gateway(self) -> Gateway:
+        gateway: Gateway = self.state["gateway"]
+        return gateway
+
+    @property
+    def ledger(self) -> Ledger:
+        ledger: Ledger = self.state["ledger"]
+        return ledger
+
+    @property
+    def database(self) -> Database:
+        database: Database = self.state["database"]
+        return database
+
+    def client(self, *, receive_buffer: int | None = None) -> RawClient:
+        return RawClient(self.base_url, receive_buffer=receive_buffer)
+
+    def what_is_held(self) -> list[str]:
+        """Everything that a request holds while it runs, and none may hold after its end."""
+        held = []
+        for name, slots in self.gateway.slots.items():
+            if slots.in_use or slots.waiting:
+                held.append(f"slots of {name}: {slots.in_use} in use, {slots.waiting} waiting")
+        pool = self.database.engine.pool
+        assert isinstance(pool, QueuePool)
+        if pool.checkedout():
+            held.append(f"{pool.checkedout()} database connections")
+        held += self._upstream_connections()
+        if self.ledger.open_entries:
+            held.append(f"{self.ledger.open_entries} open entries")
+        running = asyncio.all_tasks() - self.tasks
+        held += [f"task {task.get_coro()}" for task in running if task is not asyncio.current_task()]
+        return held
+
+    async def at_rest(self, *, within_s: float = WITHIN_S) -> None:
+        """Waits until nothing is held."""
+
+        try:
+            await eventually(lambda: not self.what_is_held(), within_s=within_s)
+        except NeverHappened:
+            raise AssertionError(f"still held: {self.what_is_held()}") from None
+
+    def _upstream_connections(self) -> list[str]:
+        held = []
+        for provider in self.gateway.providers.values():
+            if isinstance(provider, OpenAIProvider):
+                pool: Any = provider._client._transport._pool  # type: ignore[attr-defined]
+                held += [f"upstream connection {c!r}" for c in pool.connections if not (c.is_idle() or c.is_closed())]
+                held += [f"upstream request {r!r}" for r in pool._requests]
+                break
+        return held
+
+
+@dataclass
+class Leaving:
+    """A drain that a test sets."""
+
+    draining: bool = False
+
+
+@asynccontextmanager
+async def open_road(folder: Path, catalogue: str, *, max_body_bytes: int = 20 * 1024 * 1024) -> AsyncIterator[Road]:
+    """The application on a real socket in the running loop. At its end nothing may be held."""
+    data_dir = folder / "var"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    database = data_dir / "tidegate.db"
+    if not database.exists():
+        database.write_bytes(await asyncio.to_thread(_database_with_admin))
+    settings = _settings(data_dir, catalogue, max_body_bytes=max_body_bytes)
+    leaving = Leaving()
+    app = _Shown(create_app(settings, Surroundings(leaving=lambda: nullcontext(leaving))))
+    async with in_process_server(uvicorn_config(app, settings)) as base_url:
+        road = Road(Caller(base_url), settings, app.state, leaving)
+        # Opens the pool and the caches, and is on the way of no test.
+        await road.caller.entries()
+        road.tasks = asyncio.all_tasks()
+        yield road
+
+
+class _Shown:
+    """The app, and the state that its lifespan gave to the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.state: Mapping[str, Any] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            self.state = scope["state"]
+        await self.app(scope, receive, send)
+
+
+def _settings(data_dir: Path, catalogue: str, *, max_body_bytes: int) -> Settings:
+    return Settings(
+        environment="test",
+        data_dir=data_dir,
+        config_toml=catalogue,
+        auth=AuthSettings(**secret_settings()),
+        http=HttpSettings(max_body_bytes=max_body_bytes),
+        server=ServerSettings(drain_s=2),
+        bootstrap=BootstrapSettings(admin_email=ADMIN_EMAIL, api_key=SecretStr(API_KEY)),
+    )
+
+
+@functools.cache
+def _database_with_admin() -> bytes:
+    """A SQLite file at head with the admin and the key, made once: hashing a password takes a while."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(Path(folder), "", max_body_bytes=1)
+
+        async def make() -> None:
+            await migrate(settings.database_url)
+            database = await Database.open(settings.database_url)
+            await bootstrap(database, settings, keyrings())
+            await database.aclose()
+
+        asyncio.run(make())
+        return (Path(folder) / "tidegate.db").read_bytes()
+
+
+# Upstreams, to the byte
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """An answer in pieces, each a write of its own or a pause. `ending`: the body's end, or the connection's."""
+
+    pieces: Sequence[bytes | Pause]
+    ending: Literal["finish", "fin", "rst"] = "finish"
+    status: int = 200
+    content_type: str = "text/event-stream"
+    headers: Sequence[tuple[str, str]] = ()
+    length: int | None = None
+
+    async def answer(self, exchange: Exchange) -> None:
+        await exchange.start(self.status, [("content-type", self.content_type), *self.headers], length=self.length)
+        for piece in self.pieces:
+            if isinstance(piece, bytes):
+                await exchange.send(piece)
+            else:
+                await exchange.pause(piece)
+        if self.ending == "finish":
+            await exchange.finish()
+        elif self.ending == "rst":
+            exchange.reset()
+        else:
+            exchange.close()
+
+
+def chunk(text: str | None = None, *, finish_reason: str | None = None, **more: object) -> bytes:
+    """An event with a chunk as OpenAI writes it: content, a finish reason, or the role that opens a stream."""
+    delta = {"role": "assistant", "content": ""} if text is None and finish_reason is None else {}
+    delta |= {"content": text} if text is not None else {}
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    written = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "m", "choices": [choice], **more}
+    return b"data: " + json.dumps(written, separators=(",", ":")).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"

@@ -1,0 +1,94 @@
+"""The gateway's process tree around a stand-in app and model, driven like the real one."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import psutil
+
+from tests.support.client import RawClient
+from tests.support.server import GatewayProcess
+from tests.support.waiting import eventually
+
+ECHO = '[upstreams.echo]\nprovider = "echo"\n[[models]]\nname = "echo"\nattempts = ["echo/echo"]\n'
+LOCAL = '[upstreams.local]\nprovider = "local"\n[[models]]\nname = "tide"\nattempts = ["local/tide"]\n'
+_REPOSITORY = Path(__file__).parents[2]
+
+
+class StandIn(GatewayProcess):
+    """`tidegate serve` with the parts of `serve_parts`: every process of the tree is real but the app's inside."""
+
+    def spawn(self) -> None:
+        with self._log("stdout") as out, self._log("stderr") as err:
+            self._root = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.serve_parts", "root"],
+                cwd=self.folder,
+                env=self._environ() | {"PYTHONPATH": str(_REPOSITORY)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    async def refused(self, *, within_s: float = 60.0) -> list[str]:
+        """Starts it, waits for its end with exit code 1; the lines on standard error."""
+        self.spawn()
+        code = await self.ended(within_s=within_s)
+        await self.assert_nothing_left()
+        assert code == 1, self.output()
+        return self.output("stderr").splitlines()
+
+    def titled(self, title: str) -> list[psutil.Process]:
+        """The processes of the tree with this title, such as `worker`."""
+        found = []
+        for process in self.tree():
+            try:
+                if process.cmdline()[:1] == [f"tidegate: {title}"]:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    async def one_titled(self, title: str, *, other_than: int = 0) -> psutil.Process:
+        """Waits until there is exactly one such process, with another pid than this."""
+
+        def one() -> psutil.Process | None:
+            found = self.titled(title)
+            return found[0] if len(found) == 1 and found[0].pid != other_than else None
+
+        process = await eventually(one, within_s=30, what=f"one process titled {title}")
+        assert process is not None
+        return process
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        async with asyncio.timeout(30), RawClient(self.base_url) as client:
+            await client.send("GET", path, headers={"connection": "close"})
+            head = await client.head()
+            return head.status, await client.body()
+
+    async def worker_pid(self) -> int:
+        pid: int = orjson.loads((await self.get("/who"))[1])["pid"]
+        return pid
+
+    def noted(self, name: str) -> list[str]:
+        """The lines of a file that the stand-ins wrote: `ends`, `model-starts`."""
+        path = self.data_dir / name
+        return path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
+
+    def tell(self, name: str, text: str = "") -> None:
+        """Leaves a word for the stand-ins: `unready`, `fail-to-start`, `model-code`."""
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.data_dir / name).write_text(text)
+
+
+def kill(process: psutil.Process | int) -> None:
+    os.kill(process if isinstance(process, int) else process.pid, signal.SIGKILL)
+
+
+def traceback_in(text: str) -> bool:
+    return re.search(r"Traceback|File \"", text) is not None
