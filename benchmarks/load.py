@@ -17,7 +17,7 @@ from tests.support.blackhole import connecting_to
 
 from benchmarks.client import Answer, Connection, Target
 
-_SEEN_WITHIN_S = 5.0
+_SEEN_WITHIN_S = 10.0
 _QUEUED_S = 0.05
 _SMALL_BUFFER = 16 * 1024
 _OPEN_AT_ONCE = 32
@@ -63,7 +63,7 @@ class Load:
 
     def __init__(self) -> None:
         self._idle: dict[Target, list[Connection]] = {}
-        self._held: list[Connection] = []
+        self._held: dict[int, Connection] = {}
         self._watch: Watch | None = None
         self._mark = 0
 
@@ -107,24 +107,27 @@ class Load:
 
     async def hold(self, target: Target, count: int) -> dict[str, Any]:
         """Opens so many streams, waits for the first token of each, and keeps them open."""
-        request = target.request("hold", stream=True)
         free = asyncio.Semaphore(_OPEN_AT_ONCE)
 
         async def one() -> None:
             async with free:
+                mark = self._next_mark()
                 connection = await Connection.open(target)
-                self._held.append(connection)
-                await connection.ask(request, until_first=True)
+                self._held[mark] = connection
+                await connection.ask(target.request("hold", stream=True, content=f"mark-{mark}"), until_first=True)
 
         await asyncio.gather(*(one() for _ in range(count)))
-        return {"open": sum(connection.is_open for connection in self._held)}
+        return {"open": sum(connection.is_open for connection in self._held.values())}
 
-    async def release(self) -> None:
-        """Hangs up every stream that is held."""
-        for connection in self._held:
+    async def release(self) -> dict[str, Any]:
+        """Hangs up every stream that is held, all at once; milliseconds until the upstream saw the last one closed."""
+        held, self._held = self._held, {}
+        hung_up_at = time.monotonic()
+        for connection in held.values():
             connection.transport.abort()
-        self._held.clear()
-        await asyncio.sleep(0)
+        closed = [await self._watching.seen("closed", mark) for mark in held]
+        times = [at for at in closed if at is not None]
+        return {"ms": (max(times) - hung_up_at) * 1000 if times else None, "unseen": len(closed) - len(times)}
 
     async def hang_ups(self, target: Target, phase: str, count: int, *, port: int = 0) -> dict[str, Any]:
         """Milliseconds from the client's hang-up to what the phase is about, for each of so many; null: never seen."""

@@ -27,6 +27,7 @@ PHASES = ("mid-stream", "slow reader", "before the first byte", "not streamed", 
 SHORT_CHUNKS, LONG_CHUNKS = 10, 210
 Numbers = dict[str, float | None]
 _READ_WITHIN_S = 10.0
+_BESIDE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,11 @@ async def warm_up(bench: Bench, subject: Subject) -> None:
     await bench.do("streams", subject, model="stream-2-1", connections=bench.size.connections, count=100)
 
 
-async def request_cost(bench: Bench, subject: Subject) -> Numbers:
+async def request_cost(bench: Bench, subject: Subject, *, seconds: float | None = None) -> Numbers:
     """CPU of a small request that is not streamed, many at once, and how many a second one core does."""
     before = cpu_s(subject.processes())
-    done = await bench.do(
-        "requests", subject, model="small", connections=bench.size.connections, seconds=bench.size.request_s
-    )
+    bound_s = seconds or bench.size.request_s
+    done = await bench.do("requests", subject, model="small", connections=bench.size.connections, seconds=bound_s)
     used = cpu_s(subject.processes()) - before
     return {
         "cpu_us": used / done["count"] * 1e6 if subject.processes() else None,
@@ -160,21 +160,23 @@ async def latency(bench: Bench, subject: Subject) -> Numbers:
     return numbers
 
 
-async def memory(bench: Bench, subject: Subject) -> Numbers:
-    """Resident memory idle, and with many streams open; what each of them takes."""
+async def open_streams(bench: Bench, subject: Subject) -> Numbers:
+    """Memory idle and with many streams open, what a request costs beside them, and how long all take to be gone."""
     if not subject.processes():
         return {}
     idle = rss_mb(subject.processes())
-    try:
-        held = await bench.do("hold", subject, count=bench.size.held_streams)
-        full = rss_mb(subject.processes())
-    finally:
-        await bench.do("release")
+    held = await bench.do("hold", subject, count=bench.size.held_streams)
+    full = rss_mb(subject.processes())
+    beside = await request_cost(bench, subject, seconds=_BESIDE_S)
+    released = await bench.do("release")
     return {
         "idle_mb": idle,
         "held_streams": held["open"],
         "held_mb": full,
         "per_stream_kb": (full - idle) * 1024 / bench.size.held_streams,
+        "request_cpu_us": beside["cpu_us"],
+        "all_closed_ms": released["ms"],
+        "unseen": released["unseen"],
     }
 
 

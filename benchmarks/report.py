@@ -23,9 +23,11 @@ _ROWS: tuple[tuple[str, str, str, int], ...] = (
     ("time to first token, p50 (ms)", "latency", "first_p50_ms", 2),
     ("  added", "latency", "first_p50_added_ms", 2),
     ("time to first token, p99 (ms)", "latency", "first_p99_ms", 2),
-    ("memory idle (MB)", "memory", "idle_mb", 0),
-    ("memory with the streams open (MB)", "memory", "held_mb", 0),
-    ("  an open stream (kB)", "memory", "per_stream_kb", 0),
+    ("memory idle (MB)", "open-streams", "idle_mb", 0),
+    ("memory with 1,000 streams open (MB)", "open-streams", "held_mb", 0),
+    ("  an open stream (kB)", "open-streams", "per_stream_kb", 0),
+    ("CPU a request beside 1,000 streams (µs)", "open-streams", "request_cpu_us", 0),
+    ("1,000 hang-ups at once, the last (ms)", "open-streams", "all_closed_ms", 0),
     *((f"hang-up, {phase}, p95 (ms)", f"hang-up {phase}", "p95_ms", 1) for phase in PHASES),
 )
 

@@ -32,7 +32,7 @@ from benchmarks.measures import (
     chunk_cost,
     hang_up,
     latency,
-    memory,
+    open_streams,
     request_cost,
     warm_up,
 )
@@ -40,7 +40,7 @@ from benchmarks.report import Results, save, table
 from benchmarks.subjects import ROOT, Subject
 
 Measure = Callable[[Bench, Subject], Awaitable[Numbers]]
-MEASURES = ("memory", "request", "chunk", "latency", "hang-up")
+MEASURES = ("open-streams", "request", "chunk", "latency", "hang-up")
 SUBJECTS = ("hand", "httpx2", "gateway")
 
 
@@ -101,7 +101,11 @@ async def _run(options: argparse.Namespace) -> Results:
 async def _measure(bench: Bench, subject: Subject, names: list[str]) -> dict[str, Numbers]:
     """All numbers of a subject. What fails is said and left out, so that one fault does not hide the rest."""
     numbers: dict[str, Numbers] = {}
-    steps: list[tuple[str, Measure]] = [("memory", memory), ("request", request_cost), ("chunk", chunk_cost)]
+    steps: list[tuple[str, Measure]] = [
+        ("open-streams", open_streams),
+        ("request", request_cost),
+        ("chunk", chunk_cost),
+    ]
     if subject.target != bench.direct.target:
         steps.append(("latency", latency))
     steps += [(f"hang-up {phase}", _hang_up_in(phase)) for phase in PHASES]

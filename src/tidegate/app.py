@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 import tidegate.accounts.endpoints
+import tidegate.dashboard.endpoints
 import tidegate.inference.endpoints
 import tidegate.ledger.endpoints
 import tidegate.telemetry.endpoints
@@ -58,4 +59,5 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
     app.include_router(tidegate.telemetry.endpoints.router)
     app.include_router(tidegate.accounts.endpoints.router)
     app.include_router(tidegate.ledger.endpoints.router)
+    app.include_router(tidegate.dashboard.endpoints.router)
     return app

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2
-import orjson
 from redis.asyncio import Redis
 
 from tidegate import __version__
 from tidegate.admission.gate import Slots
-from tidegate.admission.model_gate import ModelGate
+from tidegate.admission.model_gate import SOCKET_NAME, ModelGate
 from tidegate.admission.slots import ProcessSlots
 from tidegate.auth.authenticator import Authenticator
 from tidegate.auth.keyring import Keyrings
@@ -31,7 +30,7 @@ from tidegate.storage.database import Database
 from tidegate.storage.redis import close_redis, open_redis, ping
 from tidegate.telemetry.health import HealthBoard
 from tidegate.upstream.echo import EchoProvider
-from tidegate.upstream.local import check_local_request
+from tidegate.upstream.local import check_local_body
 from tidegate.upstream.openai import OpenAIProvider, open_client
 from tidegate.upstream.provider import Provider
 from tidegate.upstream.tokenizer import Tokenizer
@@ -110,7 +109,7 @@ def _gateway(
 def _slots(settings: Settings, upstream: Upstream) -> Slots:
     if upstream.provider == "local":
         return ModelGate(
-            settings.data_dir / "model.sock",
+            settings.data_dir / SOCKET_NAME,
             upstream=upstream.name,
             queue_length=upstream.queue.length,
             queue_deadline_s=upstream.queue.deadline_s,
@@ -127,7 +126,7 @@ def _provider(upstream: Upstream, client: httpx2.AsyncClient) -> Provider:
     if upstream.provider == "echo":
         return EchoProvider()
     if upstream.provider == "local":
-        return OpenAIProvider(client, streams_only=True, check=lambda body: check_local_request(orjson.loads(body)))
+        return OpenAIProvider(client, streams_only=True, check=check_local_body)
     return OpenAIProvider(client)
 
 
@@ -165,7 +164,7 @@ def _health(gateway: Gateway, database: Database, redis: Redis | None) -> Health
 def _model_check(gate: ModelGate) -> Callable[[], Any]:
     async def check_model() -> None:
         status = await gate.status()
-        if not status.ready:
+        if status is None or not status.is_ready:
             raise Unavailable("the model is starting")
 
     return check_model

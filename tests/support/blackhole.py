@@ -6,6 +6,7 @@ who is knocking, so that a test sees a client give up.
 """
 
 import asyncio
+import re
 import socket
 import sys
 from pathlib import Path
@@ -17,7 +18,6 @@ import psutil
 from tests.support.waiting import eventually
 
 LOOPBACK = "127.0.0.1"
-_SYN_SENT = "02"
 # More than the backlog of 0 lets in on any kernel; those that it leaves out prove that it is full.
 _FILLERS = 8
 
@@ -93,23 +93,20 @@ class DeafPeer(asyncio.Protocol):
 
     def established(self) -> int:
         """How many connections clients hold open to this peer now, as the kernel sees them."""
-        return len(_in_state("01", psutil.CONN_ESTABLISHED, self.port))
+        return len(_in_state(b"01", psutil.CONN_ESTABLISHED, self.port))
 
 
 def connecting_to(port: int) -> list[int]:
     """The local ports of this machine's sockets that are connecting to a loopback port now."""
-    return _in_state(_SYN_SENT, psutil.CONN_SYN_SENT, port)
+    return _in_state(b"02", psutil.CONN_SYN_SENT, port)
 
 
-def _in_state(code: str, name: str, port: int) -> list[int]:
+def _in_state(code: bytes, name: str, port: int) -> list[int]:
     """The local ports of the sockets of this machine that are in this state towards a loopback port."""
     table = Path("/proc/net/tcp")
     if not sys.platform.startswith("linux") or not table.exists():
         connections = [c for c in psutil.net_connections("tcp4") if c.status == name]
         return [c.laddr.port for c in connections if c.laddr and c.raddr and c.raddr.port == port]
-    found = []
-    for line in table.read_text("ascii").splitlines()[1:]:
-        _, local, remote, state = line.split()[:4]
-        if state == code and int(remote.partition(":")[2], 16) == port:
-            found.append(int(local.partition(":")[2], 16))
-    return found
+    # A busy machine has thousands of lines, and this is asked often: one search, no loop over them.
+    pattern = re.compile(rb": [0-9A-F]{8}:([0-9A-F]{4}) [0-9A-F]{8}:%04X %b " % (port, code))
+    return [int(local, 16) for local in pattern.findall(table.read_bytes())]

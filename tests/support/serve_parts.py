@@ -5,11 +5,13 @@
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from setproctitle import setproctitle
 from starlette.applications import Starlette
@@ -20,7 +22,7 @@ from starlette.routing import Route
 from tidegate.server.children import python
 from tidegate.server.drain import Drain, install_drain
 from tidegate.server.fork import Prepared
-from tidegate.server.lifeline import watch_in_thread
+from tidegate.server.lifeline import terminate_self, watch_in_thread
 from tidegate.server.model_keeper import Backoff
 from tidegate.server.pools import Pool
 from tidegate.server.root import Parts, run
@@ -82,6 +84,11 @@ def make_app(settings: Settings, pool: Pool | None) -> Starlette:
     return Starlette(routes=routes, lifespan=lifespan)
 
 
+def _note_end(directory: Path) -> NoReturn:
+    _note(directory / "ends", "model ended")
+    sys.exit(0)
+
+
 def _note(path: Path, line: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -107,7 +114,9 @@ def _model(directory: Path) -> int:
     if code.exists():
         sys.stderr.write("the model's wheels are missing\n")
         return int(code.read_text())
-    watch_in_thread(lambda: os._exit(0))
+    if (directory / "model-notes-its-end").exists():
+        signal.signal(signal.SIGTERM, lambda _number, _frame: _note_end(directory))
+    watch_in_thread(terminate_self)
     while True:
         time.sleep(3600)
 

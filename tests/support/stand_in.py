@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -34,14 +33,6 @@ class StandIn(GatewayProcess):
                 stderr=err,
                 start_new_session=True,
             )
-
-    async def refused(self, *, within_s: float = 60.0) -> list[str]:
-        """Starts it, waits for its end with exit code 1; the lines on standard error."""
-        self.spawn()
-        code = await self.ended(within_s=within_s)
-        await self.assert_nothing_left()
-        assert code == 1, self.output()
-        return self.output("stderr").splitlines()
 
     def titled(self, title: str) -> list[psutil.Process]:
         """The processes of the tree with this title, such as `worker`."""
@@ -86,9 +77,16 @@ class StandIn(GatewayProcess):
         (self.data_dir / name).write_text(text)
 
 
-def kill(process: psutil.Process | int) -> None:
-    os.kill(process if isinstance(process, int) else process.pid, signal.SIGKILL)
+async def refusal(gateway: GatewayProcess) -> list[str]:
+    """Starts a gateway that will not start: exit code 1, nothing left, no traceback; what it said on standard error."""
+    gateway.spawn()
+    code = await gateway.ended(within_s=60)
+    await gateway.assert_nothing_left()
+    said = gateway.output("stderr")
+    assert code == 1, gateway.output()
+    assert "Traceback" not in said
+    return said.splitlines()
 
 
-def traceback_in(text: str) -> bool:
-    return re.search(r"Traceback|File \"", text) is not None
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-
 import orjson
 import pytest
 from fastapi import FastAPI
@@ -14,7 +12,7 @@ from tests.support.waiting import eventually
 from tidegate.http.errors import install_error_handlers
 from tidegate.http.middleware import RequestEdge
 from tidegate.telemetry.endpoints import router
-from tidegate.telemetry.health import CHECK_TIMEOUT_S, Check, HealthBoard
+from tidegate.telemetry.health import CHECK_TIMEOUT_S, HealthBoard
 
 
 class Dependency:
@@ -276,9 +274,3 @@ def test_openapi_describes_health() -> None:
     paths = orjson.loads(orjson.dumps(api.openapi()))["paths"]
     assert set(paths) == {"/health", "/health/live", "/health/ready"}
     assert all(set(operations) == {"get"} for operations in paths.values())
-
-
-def test_check_is_any_coroutine_function() -> None:
-    checks: list[Check] = [note, Dependency()]
-    typed: list[Callable[[], Awaitable[str | None]]] = checks
-    assert len(typed) == 2
