@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvloop
-from tests.support.blackhole import connecting_to
+from tests.support.sockets import towards
 
 from benchmarks.client import Answer, Connection, Target
 
@@ -185,14 +185,14 @@ class Load:
         return await self._closed_after(connection, mark)
 
     async def _hang_up_connecting(self, target: Target, port: int) -> float | None:
-        before = len(connecting_to(port))
+        before = len(towards(port, "connecting"))
         connection = await Connection.open(target)
         connection.send(target.request("hole", stream=True))
-        if not await _becomes(lambda: len(connecting_to(port)) > before):
+        if not await _becomes(lambda: len(towards(port, "connecting")) > before):
             connection.transport.abort()
             return None
         hung_up_at = connection.hang_up()
-        if not await _becomes(lambda: len(connecting_to(port)) <= before):
+        if not await _becomes(lambda: len(towards(port, "connecting")) <= before):
             return None
         return time.monotonic() - hung_up_at
 

@@ -91,7 +91,6 @@ def facts() -> dict[str, object]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1024**3, 1),
-        "busy_before": round(busy_share(), 2),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
     }
 

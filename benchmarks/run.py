@@ -21,7 +21,7 @@ from tests.support.blackhole import LOOPBACK, BlackHole
 
 from benchmarks import subjects
 from benchmarks.client import Target
-from benchmarks.machine import Cores, facts, pin, split_cores
+from benchmarks.machine import Cores, busy_share, facts, pin, split_cores
 from benchmarks.measures import (
     PHASES,
     QUICK,
@@ -42,6 +42,7 @@ from benchmarks.subjects import ROOT, Subject
 Measure = Callable[[Bench, Subject], Awaitable[Numbers]]
 MEASURES = ("open-streams", "request", "chunk", "latency", "hang-up")
 SUBJECTS = ("hand", "httpx2", "gateway")
+_QUIET = 0.15
 
 
 def main() -> int:
@@ -65,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 async def _run(options: argparse.Namespace) -> Results:
     began = time.monotonic()
     size = QUICK if options.quick else Size()
-    measured_on = facts()
+    busy = busy_share()
+    measured_on = {**facts(), "busy_before": round(busy, 2)}
     cores = None if options.no_pin else split_cores()
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(subjects.working_folder())
@@ -89,12 +91,17 @@ async def _run(options: argparse.Namespace) -> Results:
         for name in wanted if not options.base_url else openers:
             async with openers[name]() as subject:
                 results[subject.name] = await _measure(bench, subject, measures)
+    results["direct"] |= _direct_latency(results)
     seconds = time.monotonic() - began
     print("\n" + table(results))
     path = options.json or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     save(results, {**measured_on, "seconds": round(seconds, 1)}, dataclasses.asdict(size), path)
     _say(f"\n{measured_on['cpu']}, {measured_on['cores']} cores, {measured_on['system']}")
-    _say(f"{seconds:.0f} s; before the run {measured_on['busy_before']:.0%} of the machine was busy; {path}")
+    _say(f"{seconds:.0f} s; before the run {busy:.0%} of the machine was busy; {path}")
+    if busy > _QUIET:
+        _say(
+            "Others were using the machine: CPU times are up to twice, and latencies many times, those of a quiet one."
+        )
     return results
 
 
@@ -120,6 +127,14 @@ async def _measure(bench: Bench, subject: Subject, names: list[str]) -> dict[str
             _say(f"{subject.name}: {name}: {fault}")
             numbers["error"] = {}
     return numbers
+
+
+def _direct_latency(results: Results) -> dict[str, Numbers]:
+    """What the first subject's turns with the upstream itself took: the direct column's own."""
+    for numbers in (measures["latency"] for measures in results.values() if "latency" in measures):
+        ending = "_direct_ms"
+        return {"latency": {f"{n.removesuffix(ending)}_ms": ms for n, ms in numbers.items() if n.endswith(ending)}}
+    return {}
 
 
 def _hang_up_in(phase: str) -> Measure:

@@ -20,6 +20,7 @@ from tidegate.auth.authenticator import Authenticator
 from tidegate.auth.keyring import Keyrings
 from tidegate.errors import Unavailable
 from tidegate.inference.gateway import DrainState, Gateway
+from tidegate.ledger.refusals import Refusals
 from tidegate.ledger.reservation import Ledger
 from tidegate.ledger.store import LedgerStore
 from tidegate.routing.breaker import Breaker
@@ -55,6 +56,14 @@ class Surroundings:
     leaving: Callable[[], AbstractContextManager[DrainState]] = lambda: nullcontext(NeverLeaving())
 
 
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Where the road writes what happened."""
+
+    ledger: Ledger
+    refusals: Refusals
+
+
 @asynccontextmanager
 async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncIterator[dict[str, Any]]:
     """The state of the routes: `request.state`'s attributes are these keys."""
@@ -72,9 +81,11 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
             stack.push_async_callback(close_redis, redis)
         authenticator = Authenticator(database, keyrings, access_token_minutes=settings.auth.access_token_minutes)
         stack.push_async_callback(authenticator.aclose)
-        ledger = await stack.enter_async_context(Ledger.running(settings.data_dir / "journal", LedgerStore(database)))
+        store = LedgerStore(database)
+        refusals = await stack.enter_async_context(Refusals.running(store))
+        ledger = await stack.enter_async_context(Ledger.running(settings.data_dir / "journal", store))
         client = await stack.enter_async_context(open_client())
-        gateway = _gateway(settings, catalogue, ledger, client, drain)
+        gateway = _gateway(settings, catalogue, Records(ledger, refusals), client, drain)
         health = _health(gateway, database, redis)
         stack.push_async_callback(health.aclose)
         health.state = "ready"
@@ -91,12 +102,13 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
 
 
 def _gateway(
-    settings: Settings, catalogue: Catalogue, ledger: Ledger, client: httpx2.AsyncClient, drain: DrainState
+    settings: Settings, catalogue: Catalogue, records: Records, client: httpx2.AsyncClient, drain: DrainState
 ) -> Gateway:
     upstreams = catalogue.upstreams
     return Gateway(
         catalogue=catalogue,
-        ledger=ledger,
+        ledger=records.ledger,
+        refusals=records.refusals,
         slots={name: _slots(settings, upstream) for name, upstream in upstreams.items()},
         providers={name: _provider(upstream, client) for name, upstream in upstreams.items()},
         breakers={name: Breaker(upstream.breaker) for name, upstream in upstreams.items()},

@@ -218,7 +218,9 @@ def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        raise SettingsError(sorted({*faults, *map(_fault, error.errors())})) from None
+        # A name that does not exist is told above, with the nearest one that does.
+        wrong = [_fault(fault) for fault in error.errors() if fault["type"] != "extra_forbidden"]
+        raise SettingsError(sorted({*faults, *wrong})) from None
     if settings.in_production:
         faults += _production_faults(settings)
     if faults:

@@ -218,9 +218,10 @@ async def test_the_last_use_is_written_behind_the_callers_back_at_most_once_a_mi
     assert await last_used_at() is None
     await gateway.authenticator.authenticate(bearer(created.secret))
     first = await eventually(last_used_at)
+    await eventually(lambda: gateway.authenticator._directory.last_use._task is None)
     gateway.pass_time(5)
     await gateway.authenticator.authenticate(bearer(created.secret))
-    await gateway.authenticator.aclose()
+    assert gateway.authenticator._directory.last_use._task is None
     assert await last_used_at() == first
     async with gateway.database.transaction() as session:
         await session.execute(update(ApiKey).values(last_used_at=datetime.now(UTC) - timedelta(minutes=2)))

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from tests.support.credentials import bearer, database_at_head, keyrings, secret_settings
-from tidegate.accounts.bootstrap import FIRST_ADMIN, FIRST_KEY_FILE, Bootstrapped, bootstrap
+from tests.support.waiting import eventually
+from tidegate.accounts.bootstrap import FIRST_ADMIN, FIRST_KEY_FILE, Bootstrapped, bootstrap, locked
 from tidegate.accounts.keys import ApiKeys
-from tidegate.accounts.models import User
+from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.schemas import NewUser
 from tidegate.accounts.service import Accounts
 from tidegate.auth.api_keys import generate_key
@@ -172,6 +173,26 @@ async def test_any_number_of_bootstraps_at_once_make_one_admin_and_one_key(
         assert len(shown) == (0 if given else 1)
         if shown:
             assert (tmp_path / FIRST_KEY_FILE).read_text().strip() == shown[0].api_key
+
+
+async def test_on_postgresql_a_bootstrap_waits_for_the_one_before_it(postgres_url: str, tmp_path: Path) -> None:
+    waiting = text(
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database"
+        " WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
+    )
+    async with database_at_head(postgres_url) as database:
+
+        async def is_waiting() -> bool:
+            async with database.session() as session:
+                return bool(await session.scalar(waiting))
+
+        async with locked(database) as session:
+            session.add(User(workspace_id=DEFAULT_WORKSPACE_ID, email=FIRST_ADMIN, role="admin"))
+            await session.flush()
+            second = asyncio.create_task(bootstrap(database, _nothing_given(tmp_path), keyrings()))
+            await eventually(is_waiting, within_s=30)
+        assert await second == Bootstrapped()
+        assert await _count(database) == (1, 0)
 
 
 async def test_a_key_file_that_cannot_be_written_leaves_no_key_that_nobody_knows(

@@ -53,8 +53,9 @@ async def test_more_callers_than_connections_wait_their_turn(redis_url: str) -> 
         await close_redis(client)
 
 
-async def test_refused_connection_is_an_error_at_once() -> None:
-    client = opened("redis://127.0.0.1:1/0")
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "rediss://127.0.0.1:1/0", "unix:///nowhere/redis.sock"])
+async def test_connection_that_cannot_be_made_is_an_error_at_once(url: str) -> None:
+    client = opened(url)
     with pytest.raises((RedisError, OSError)):
         await ping(client)
     await close_redis(client)

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,9 @@ async def test_every_line_from_start_to_end_is_json(tmp_path: Path) -> None:
             async with RawClient(own.url) as client:
                 await client.send("GET", path, headers={"x-request-id": f"id-of-{path[1:]}"})
                 await client.head()
+                # To its end: a client that leaves earlier is another story.
+                with suppress(ConnectionEnded):
+                    await client.body()
         async with RawClient(own.url) as client:
             await client.send_raw(b"NOT HTTP\r\n\r\n")
             await client.head()
@@ -179,6 +182,8 @@ async def test_broken_stream_is_seen_to_be_broken(server: Server) -> None:
         b"POST /ok HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
         b"POST /ok HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
         b"GET /\x00 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST /size HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /ok HTTP/1.1\r\nhost: x\r\n" + b"x: " + b"y" * 70_000 + b"\x00",
     ],
 )
 async def test_what_cannot_be_parsed_gets_the_envelope(server: Server, request_: bytes) -> None:
@@ -186,6 +191,19 @@ async def test_what_cannot_be_parsed_gets_the_envelope(server: Server, request_:
         await client.send_raw(request_)
         assert_envelope(*await answer(client), (400, "invalid_request"))
         assert await client.closed_by_server()
+
+
+async def test_body_that_breaks_off_on_the_way_gets_the_envelope_and_ends_its_request(server: Server) -> None:
+    async with RawClient(server.url) as client:
+        await client.send_raw(b"POST /size HTTP/1.1\r\nhost: x\r\nx-request-id: breaks\r\n")
+        await client.send_raw(b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        async with RawClient(server.url) as other:
+            await other.send("GET", "/ok")
+            await other.head()
+        await client.send_raw(b"zz\r\n")
+        assert_envelope(*await answer(client), (400, "invalid_request"))
+        assert await client.closed_by_server()
+    await eventually(lambda: [line for line in server.requests("/size") if line["request_id"] == "breaks"])
 
 
 async def test_garbage_behind_a_running_answer_is_not_answered_into_it(server: Server) -> None:

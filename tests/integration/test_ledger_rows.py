@@ -94,11 +94,12 @@ async def test_the_first_to_arrive_stays_with_its_own_attempts(database: Databas
     assert await stored(database) == by_id([first, beside])
 
 
-async def test_batches_sent_at_once_are_stored_once(database: Database, store: LedgerStore) -> None:
-    entries = [a_full_entry() for _ in range(40)]
+async def test_batches_sent_at_once_in_any_order_are_stored_once(database: Database, store: LedgerStore) -> None:
+    entries = [a_full_entry() for _ in range(300)]
     async with anyio.create_task_group() as group:
-        for start in range(0, 40, 10):
-            group.start_soon(store.insert, entries[start:] + entries[:start])
+        for _ in range(2):
+            group.start_soon(store.insert, entries)
+            group.start_soon(store.insert, entries[::-1])
     assert await stored(database) == by_id(entries)
 
 
@@ -200,6 +201,16 @@ async def test_refusals_add_up_by_key_code_and_minute(database: Database, store:
         (key_id, "model_not_found", NOON): 15,
         (key_id, "model_not_found", NOON + timedelta(minutes=1)): 5,
     }
+
+
+async def test_refusals_sent_at_once_in_any_order_all_count(database: Database, store: LedgerStore) -> None:
+    refusals = [RefusalCount(DEFAULT_WORKSPACE_ID, uuid.uuid4(), "overloaded", NOON) for _ in range(300)]
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(store.add_refusals, refusals)
+            group.start_soon(store.add_refusals, refusals[::-1])
+    async with database.session() as session:
+        assert set(await session.scalars(select(Refusal.count))) == {4}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+import uvloop
 
 from tests.support.model_engine import call, hold, model, worker
 from tests.support.waiting import eventually
@@ -186,6 +187,26 @@ async def test_a_new_model_takes_the_place_of_one_that_is_still_ending(path: Pat
     # Both have ended: what is left of their socket is in nobody's way.
     async with model(path), hold(worker(path)):
         pass
+
+
+def test_it_is_the_same_under_the_workers_own_event_loop(path: Path) -> None:
+    """Under uvloop a reader that outlived its socket would end up with the next socket of that number."""
+
+    async def main() -> None:
+        async with model(path, slots=1) as at:
+            gate = worker(path)
+            for _ in range(50):
+                async with hold(gate):
+                    with anyio.move_on_after(0.002):
+                        async with hold(gate):
+                            pytest.fail("there was no slot")
+                    status = await gate.status()
+                    assert status is not None
+                    assert status.in_use == 1
+            await eventually(lambda: (at.slots.in_use, at.slots.waiting) == (0, 0))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 async def test_strangers_at_the_gate_are_shown_out(path: Path) -> None:

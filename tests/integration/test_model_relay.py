@@ -65,6 +65,28 @@ async def test_only_a_holder_may_call(path: Path) -> None:
         assert at.engine.most == 0
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/x HTTP/1.1\r\nAuthorization: Bearer %b\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/x HTTP/1.1\r\nAuthorization: Bearer %b\r\nno header\r\n\r\n",
+        b"POST /v1/x HTTP/1.1\r\nAuthorization: Bearer %b\r\nX: " + b"x" * 200_000,
+        b"\xff\xfe %b",
+    ],
+)
+async def test_what_is_no_http_is_closed_and_the_slot_is_as_good_as_before(head: bytes, path: Path) -> None:
+    async with model(path) as at, hold(worker(path)) as lease:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(str(lease.base_url).split(":")[2][:-3]))
+        writer.write(head % str(lease.api_key).encode())
+        writer.write_eof()
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        assert at.engine.most == 0
+        async with call(lease) as answer:
+            assert (await answer.read()).endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
+
+
 async def test_a_second_call_of_a_lease_waits_for_the_end_of_the_first(path: Path) -> None:
     async with model(path) as at, hold(worker(path)) as lease:
         at.engine.may_end.clear()

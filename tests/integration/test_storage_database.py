@@ -84,6 +84,26 @@ async def test_a_task_that_is_cancelled_gives_its_connection_back(database: Data
     assert checked_out(database) == 0
 
 
+async def test_a_task_that_is_cancelled_between_statements_does_not_cost_a_connection(postgres_url: str) -> None:
+    database = await Database.open(postgres_url, pool_size=1, max_overflow=0)
+    pids: list[int | None] = []
+
+    async def ask_and_be_cancelled() -> None:
+        with anyio.CancelScope() as scope:
+            async with database.session() as session:
+                pids.append(await session.scalar(text("SELECT pg_backend_pid()")))
+                scope.cancel()
+                await anyio.sleep_forever()
+
+    try:
+        for _ in range(3):
+            await ask_and_be_cancelled()
+        assert len(pids) == 3
+        assert len(set(pids)) == 1
+    finally:
+        await database.aclose()
+
+
 async def test_a_statement_that_is_cancelled_gives_its_connection_back(postgres_url: str) -> None:
     database = await Database.open(postgres_url, pool_size=1, max_overflow=0)
     observer = await Database.open(postgres_url)
@@ -252,3 +272,13 @@ async def test_a_wrong_statement_is_not_called_an_outage(database: Database) -> 
     with pytest.raises(DBAPIError):
         await ask()
     assert checked_out(database) == 0
+
+
+async def test_an_error_does_not_tell_what_was_sent(database: Database) -> None:
+    async def ask() -> None:
+        async with database.session() as session:
+            await session.execute(text("SELECT * FROM nowhere WHERE email = :email"), {"email": "ada@example.com"})
+
+    with pytest.raises(DBAPIError) as caught:
+        await ask()
+    assert "ada@example.com" not in str(caught.value)

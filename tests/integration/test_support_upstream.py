@@ -116,6 +116,7 @@ async def test_an_upstream_that_dies_cuts_the_body(upstream: ScriptedUpstream, e
     half = ending.startswith("half") or not stream
     # A reset may overtake what was sent before it.
     assert bool(cut.value.partial) == half or ending.endswith("rst")
+    assert cut.value.was_reset == ending.endswith("rst")
     assert upstream.connections[0].closed_by == "upstream"
     assert not upstream.last.closed_early
     assert upstream.last.done_at is None
@@ -181,8 +182,11 @@ async def test_a_hang_up_is_seen_in_every_phase(
         await upstream.wait_for(lambda: upstream.closed_early, within_s=10)
     assert upstream.last.hung_up_at is not None
     assert upstream.last.hung_up_at >= hung_up_at
-    assert upstream.connections[0].closed_by == "client"
+    connection = upstream.connections[0]
+    assert connection.closed_by == "client"
     assert upstream.in_flight == 0
+    if make is silent:
+        assert connection.was_reset == (hang_up is RawClient.reset)
 
 
 async def test_a_slow_reader_holds_a_flood_back(upstream: ScriptedUpstream) -> None:

@@ -6,15 +6,11 @@ who is knocking, so that a test sees a client give up.
 """
 
 import asyncio
-import re
 import socket
-import sys
-from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
-import psutil
-
+from tests.support.sockets import towards
 from tests.support.waiting import eventually
 
 LOOPBACK = "127.0.0.1"
@@ -37,7 +33,7 @@ class BlackHole:
     def knocking(self) -> int:
         """How many connections of others are being attempted now."""
         own = {filler.getsockname()[1] for filler in self._fillers}
-        return sum(local not in own for local in connecting_to(self.port))
+        return sum(local not in own for local in towards(self.port, "connecting"))
 
     async def __aenter__(self) -> Self:
         self._listener.bind((LOOPBACK, 0))
@@ -48,7 +44,7 @@ class BlackHole:
             filler.setblocking(False)
             filler.connect_ex((LOOPBACK, self.port))
             self._fillers.append(filler)
-        await eventually(lambda: len(connecting_to(self.port)) >= _FILLERS // 2, what="a full backlog")
+        await eventually(lambda: len(towards(self.port, "connecting")) >= _FILLERS // 2, what="a full backlog")
         return self
 
     async def __aexit__(
@@ -59,7 +55,7 @@ class BlackHole:
 
 
 class DeafPeer(asyncio.Protocol):
-    """A server that accepts connections and never reads from them. `connections` counts those now open."""
+    """A server that accepts connections and never reads from them."""
 
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
@@ -93,20 +89,4 @@ class DeafPeer(asyncio.Protocol):
 
     def established(self) -> int:
         """How many connections clients hold open to this peer now, as the kernel sees them."""
-        return len(_in_state(b"01", psutil.CONN_ESTABLISHED, self.port))
-
-
-def connecting_to(port: int) -> list[int]:
-    """The local ports of this machine's sockets that are connecting to a loopback port now."""
-    return _in_state(b"02", psutil.CONN_SYN_SENT, port)
-
-
-def _in_state(code: bytes, name: str, port: int) -> list[int]:
-    """The local ports of the sockets of this machine that are in this state towards a loopback port."""
-    table = Path("/proc/net/tcp")
-    if not sys.platform.startswith("linux") or not table.exists():
-        connections = [c for c in psutil.net_connections("tcp4") if c.status == name]
-        return [c.laddr.port for c in connections if c.laddr and c.raddr and c.raddr.port == port]
-    # A busy machine has thousands of lines, and this is asked often: one search, no loop over them.
-    pattern = re.compile(rb": [0-9A-F]{8}:([0-9A-F]{4}) [0-9A-F]{8}:%04X %b " % (port, code))
-    return [int(local, 16) for local in pattern.findall(table.read_bytes())]
+        return len(towards(self.port, "established"))

@@ -79,9 +79,10 @@ class Event:
 class ConnectionEnded(Exception):
     """The server closed the connection before what was awaited. `partial` is what had come of it."""
 
-    def __init__(self, partial: bytes = b"") -> None:
-        super().__init__(f"the connection ended; what had come: {partial[-200:]!r}")
+    def __init__(self, partial: bytes = b"", *, was_reset: bool = False) -> None:
+        super().__init__(f"the connection {'was reset' if was_reset else 'ended'}; what had come: {partial[-200:]!r}")
         self.partial = partial
+        self.was_reset = was_reset
 
 
 class RawClient:
@@ -180,7 +181,7 @@ class RawClient:
         try:
             piece = await self._reader.read(min(self._left, _LIMIT))
         except ConnectionError:
-            raise ConnectionEnded from None
+            raise ConnectionEnded(was_reset=True) from None
         if not piece:
             raise ConnectionEnded
         self._left -= len(piece)
@@ -197,8 +198,8 @@ class RawClient:
         try:
             while piece := await self.piece():
                 whole += piece
-        except ConnectionEnded:
-            raise ConnectionEnded(bytes(whole)) from None
+        except ConnectionEnded as end:
+            raise ConnectionEnded(bytes(whole), was_reset=end.was_reset) from None
         return bytes(whole)
 
     async def event(self) -> Event | None:
@@ -211,8 +212,8 @@ class RawClient:
                     return Event(bytes(held[: end + len(blank)]), time.monotonic())
             try:
                 piece = await self.piece()
-            except ConnectionEnded:
-                raise ConnectionEnded(bytes(held)) from None
+            except ConnectionEnded as end:
+                raise ConnectionEnded(bytes(held), was_reset=end.was_reset) from None
             if not piece:
                 if held:
                     raise ConnectionEnded(bytes(held))
@@ -258,7 +259,7 @@ class RawClient:
         except asyncio.IncompleteReadError as cut:
             raise ConnectionEnded(cut.partial) from None
         except ConnectionError:
-            raise ConnectionEnded from None
+            raise ConnectionEnded(was_reset=True) from None
 
     @property
     def _is_chunked(self) -> bool:

@@ -149,11 +149,26 @@ async def _fail() -> NoReturn:
 
 
 def _add_routes(app: FastAPI) -> None:
+    _add_errors(app)
+    _add_bodies(app)
+    _add_streams(app)
+
     @app.get("/ok")
     async def ok() -> dict[str, bool]:
         log.info("at work")
         return {"ok": True}
 
+    @app.get("/client")
+    async def client(request: Request) -> Response:
+        return PlainTextResponse(f"{request.client.host if request.client else None} {request.url.scheme}")
+
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        """An application that answers nothing."""
+
+    app.mount("/silent", silent)
+
+
+def _add_errors(app: FastAPI) -> None:
     @app.get("/boom")
     async def boom() -> None:
         secret = "sk-thisisalocalvariable"  # a local: it must not be logged
@@ -174,6 +189,8 @@ def _add_routes(app: FastAPI) -> None:
     async def wrong() -> dict[str, str]:
         return {"count": "secret-answer"}
 
+
+def _add_bodies(app: FastAPI) -> None:
     async def ask(body: Ask, limit: Annotated[int, Field(ge=1)] = 1) -> dict[str, int]:
         return {"count": body.count * limit}
 
@@ -184,10 +201,8 @@ def _add_routes(app: FastAPI) -> None:
     async def size(request: Request) -> dict[str, int]:
         return {"size": len(await request.body())}
 
-    @app.get("/client")
-    async def client(request: Request) -> Response:
-        return PlainTextResponse(f"{request.client.host if request.client else None} {request.url.scheme}")
 
+def _add_streams(app: FastAPI) -> None:
     @app.get("/broken-stream")
     async def broken_stream() -> StreamingResponse:
         async def pieces() -> AsyncIterator[bytes]:
@@ -210,11 +225,6 @@ def _add_routes(app: FastAPI) -> None:
         while not os.path.exists(os.environ["EDGE_RELEASE_FILE"]):  # noqa: PTH110 - a loop of cheap looks
             await asyncio.sleep(0.01)
         return {"ok": True}
-
-    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
-        """An application that answers nothing."""
-
-    app.mount("/silent", silent)
 
 
 def _serve() -> None:

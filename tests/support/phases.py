@@ -4,22 +4,41 @@ The same phases are played against the application in the test's own loop and ag
 knows is what can be seen from outside: what the upstream saw, who knocks at a port that never answers, and the ledger.
 """
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from tests.support.behaviours import Behaviour, Completion, flood, silent, stalled
+from tests.support.behaviours import Behaviour, Completion, silent, stalled
 from tests.support.blackhole import BlackHole
 from tests.support.client import RawClient
-from tests.support.road import Caller, Json, catalogue_of, content
+from tests.support.road import DONE, Caller, Json, catalogue_of, chunk, content
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
-from tests.support.wire import FOREVER, Gate, Received
+from tests.support.wire import FOREVER, Exchange, Gate, Received
 
 HANG_UP_WITHIN_S = 2.0
 _TELLING = {"keepalive_after_s": 0.05}
 # A worker of several takes whom it gets: so many tries find each of them.
 _MOST_TRIES = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flood:
+    """Sends as fast as the socket takes it, and leaves the loop a turn after each event: it shares it with all else."""
+
+    total_bytes: int = 64 * 1024 * 1024
+    event_bytes: int = 16 * 1024
+
+    async def answer(self, exchange: Exchange) -> None:
+        await exchange.start(200, [("content-type", "text/event-stream")])
+        event = chunk("x" * self.event_bytes)
+        for _ in range(self.total_bytes // len(event)):
+            await exchange.send(event)
+            exchange.received.sent_events += 1
+            await asyncio.sleep(0)
+        await exchange.send(chunk(finish_reason="stop") + DONE)
+        await exchange.finish()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +67,7 @@ PHASES = (
     Phase(name="before-the-first-token", behaviour=Completion(pauses={0: FOREVER})),
     Phase(name="kept-alive-by-comments", behaviour=Completion(pauses={0: FOREVER}), model="telling", comments=2),
     Phase(name="mid-stream", behaviour=stalled(after=2), events=2),
-    Phase(name="mid-stream-slow-reader", behaviour=flood(), events=1, reads_slowly=True),
+    Phase(name="mid-stream-slow-reader", behaviour=Flood(), events=1, reads_slowly=True),
     Phase(name="not-streamed", behaviour=silent(), streamed=False),
     Phase(name="not-streamed-in-the-body", behaviour=Completion(pauses={0: FOREVER}), streamed=False),
 )
@@ -109,6 +128,8 @@ class Scene:
             assert event.is_comment, event
         for _ in range(phase.events):
             await content(client)
+        if phase.reads_slowly:
+            await eventually(lambda: self._is_held_up(label))
         if phase.is_queued and not phase.comments:
             assert self.is_waiting is not None
             await eventually(self.is_waiting)
@@ -121,6 +142,13 @@ class Scene:
         await self._fillers.aclose()
         self._filling.clear()
         self._gate = Gate()
+
+    async def _is_held_up(self, label: str) -> bool:
+        """Whether the upstream cannot send: all buffers between it and a client that does not read are full."""
+        (request,) = self.seen(label)
+        sent = request.sent_events
+        await asyncio.sleep(0.05)
+        return request.sent_events == sent
 
     async def _fill(self, label: str) -> None:
         """Takes every slot there is, one a worker; a request that is not served at once queues behind one."""

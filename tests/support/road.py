@@ -13,8 +13,8 @@ import asyncio
 import functools
 import json
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from tests.support.client import Event, Head, RawClient
 from tests.support.credentials import keyrings, secret_settings
 from tests.support.server import ADMIN_EMAIL, API_KEY, in_process_server
 from tests.support.waiting import NeverHappened, eventually
-from tests.support.wire import Exchange, Gate, Pause
+from tests.support.wire import Exchange, Pause
 from tidegate.accounts.bootstrap import bootstrap
 from tidegate.app import create_app
 from tidegate.inference.gateway import Gateway
@@ -102,7 +102,9 @@ class Caller:
     base_url: str
     api_key: str = API_KEY
 
-    async def ask(self, client: RawClient, label: str, *, headers: Mapping[str, str] | None = None, **body: Any) -> None:
+    async def ask(
+        self, client: RawClient, label: str, *, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> None:
         """Sends a chat request, streamed unless it says otherwise."""
         body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello"}], **body}
         await client.send("POST", CHAT, headers={**self.credentials(label), **(headers or {})}, json=body)
@@ -114,7 +116,13 @@ class Caller:
             return await reply_of(client)
 
     async def call(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, json: object = None, body: bytes = b""
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        json: object = None,
+        body: bytes = b"",
     ) -> Reply:
         """Any request, with the key."""
         async with asyncio.timeout(60), RawClient(self.base_url) as client:
@@ -248,8 +256,9 @@ class Road:
         held += self._upstream_connections()
         if self.ledger.open_entries:
             held.append(f"{self.ledger.open_entries} open entries")
-        running = asyncio.all_tasks() - self.tasks
-        held += [f"task {task.get_coro()}" for task in running if task is not asyncio.current_task()]
+        # The test's own task, and those by which its runner waits for it.
+        running = {task for task in asyncio.all_tasks() - self.tasks if "TestRunner." not in str(task.get_coro())}
+        held += [f"task {task.get_coro()}" for task in running - {asyncio.current_task()}]
         return held
 
     async def at_rest(self, *, within_s: float = WITHIN_S) -> None:

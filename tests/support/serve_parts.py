@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import anyio
 from setproctitle import setproctitle
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -28,11 +29,15 @@ from tidegate.server.pools import Pool
 from tidegate.server.root import Parts, run
 from tidegate.settings import Settings, load_settings
 
+MADE = {"admin_email": "admin@tide.example", "admin_password": "low-tide"}
+# An end takes its time, so that who does not wait for it is found out.
+_SETTLING_S = 0.3
+
 
 async def prepare(settings: Settings, workers: int) -> Prepared:
     """Needs no database."""
     del settings
-    return Prepared(pool=Pool(size=workers, overflow=3))
+    return Prepared(pool=Pool(size=workers, overflow=3), made=MADE)
 
 
 def make_app(settings: Settings, pool: Pool | None) -> Starlette:
@@ -68,6 +73,8 @@ def make_app(settings: Settings, pool: Pool | None) -> Starlette:
                     yield b"word\n"
                     await asyncio.sleep(0.1)
             except asyncio.CancelledError:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(_SETTLING_S)
                 _note(ends, "stream was cut")
                 raise
             _note(ends, "stream ended")
@@ -85,6 +92,7 @@ def make_app(settings: Settings, pool: Pool | None) -> Starlette:
 
 
 def _note_end(directory: Path) -> NoReturn:
+    time.sleep(_SETTLING_S)
     _note(directory / "ends", "model ended")
     sys.exit(0)
 

@@ -90,9 +90,9 @@ def _first_of(
 # PostgreSQL
 
 
-def create_database(service: Service) -> str:
-    """A fresh empty database; returns its `postgresql+asyncpg://` URL. The name tells whose it is."""
-    name = f"{_DATABASE_PREFIX}{os.getpid()}_{secrets.token_hex(4)}"
+def create_database(service: Service, *, owner: int | None = None) -> str:
+    """A fresh empty database; returns its `postgresql+asyncpg://` URL. The name holds the pid of whose it is."""
+    name = f"{_DATABASE_PREFIX}{owner or os.getpid()}_{secrets.token_hex(4)}"
     asyncio.run(_execute(service.port, f'CREATE DATABASE "{name}" TEMPLATE template0'))
     return f"postgresql+asyncpg://postgres@{LOOPBACK}:{service.port}/{name}"
 
@@ -103,22 +103,27 @@ def drop_database(service: Service, url: str) -> None:
     asyncio.run(_execute(service.port, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
 
 
+def database_exists(service: Service, url: str) -> bool:
+    return url.rpartition("/")[2] in asyncio.run(_databases(service.port))
+
+
 def drop_abandoned_databases(service: Service) -> None:
     """Drops what test runs that were killed left: databases of ours whose run has ended and that nobody uses."""
     asyncio.run(_drop_abandoned(service.port))
 
 
 async def _drop_abandoned(port: int) -> None:
+    for name in await _databases(port):
+        owner = name.removeprefix(_DATABASE_PREFIX).partition("_")[0]
+        if name.startswith(_DATABASE_PREFIX) and owner.isdigit() and not psutil.pid_exists(int(owner)):
+            with contextlib.suppress(asyncpg.PostgresError):
+                await _execute(port, f'DROP DATABASE IF EXISTS "{name}"')
+
+
+async def _databases(port: int) -> list[str]:
     connection = await _connect(port)
     try:
-        rows = await connection.fetch(
-            "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", _DATABASE_PREFIX
-        )
-        for name in (row["datname"] for row in rows):
-            owner = name.removeprefix(_DATABASE_PREFIX).partition("_")[0]
-            if owner.isdigit() and not psutil.pid_exists(int(owner)):
-                with contextlib.suppress(asyncpg.PostgresError):
-                    await connection.execute(f'DROP DATABASE IF EXISTS "{name}"')
+        return [row["datname"] for row in await connection.fetch("SELECT datname FROM pg_database")]
     finally:
         await connection.close()
 

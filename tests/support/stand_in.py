@@ -27,7 +27,7 @@ class StandIn(GatewayProcess):
             self._root = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.serve_parts", "root"],
                 cwd=self.folder,
-                env=self._environ() | {"PYTHONPATH": str(_REPOSITORY)},
+                env=_with_tests(self._environ()),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -75,6 +75,11 @@ class StandIn(GatewayProcess):
         """Leaves a word for the stand-ins: `unready`, `fail-to-start`, `model-code`."""
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.data_dir / name).write_text(text)
+
+
+def _with_tests(environ: dict[str, str]) -> dict[str, str]:
+    places = [str(_REPOSITORY), environ.get("PYTHONPATH", "")]
+    return environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 async def refusal(gateway: GatewayProcess) -> list[str]:

@@ -228,9 +228,7 @@ async def test_quiet_log_level_has_no_access_lines(caplog: pytest.LogCaptureFixt
 
 async def test_without_configured_logs_the_line_is_a_record(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="tidegate.access")
-    unconfigured = EdgeApp(
-        Settings(environment="test"), edge=lambda inner, _: RequestEdge(inner, AccessLog(None))
-    )
+    unconfigured = EdgeApp(Settings(environment="test"), edge=lambda inner, _: RequestEdge(inner, AccessLog(None)))
     await call(unconfigured, "GET", "/ok")
     assert [record.name for record in caplog.records if "'path': '/ok'" in str(record.msg)] == ["tidegate.access"]
 

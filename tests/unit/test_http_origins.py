@@ -1,8 +1,11 @@
 """Who may call from a web page, and whose word on the client's address is taken."""
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from tests.support.edge import Answer, EdgeApp, call
+from tidegate.errors import Overloaded
+from tidegate.http.middleware import with_edge
 from tidegate.settings import HttpSettings, Settings
 
 ORIGIN = "https://app.example.com"
@@ -61,6 +64,23 @@ async def test_page_of_a_named_origin_can_read_answers_and_errors(path: str, sta
     assert answer.status == status
     assert answer.header("access-control-allow-origin") == ORIGIN
     assert "X-Request-ID" in (answer.header("access-control-expose-headers") or "")
+
+
+async def test_page_of_a_named_origin_can_read_errors_raised_outside_the_framework() -> None:
+    """The hot routes have no stack of FastAPI's around them."""
+
+    async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
+        raise Overloaded("No slot came free.")
+
+    async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError
+
+    settings = Settings(environment="test", http=HttpSettings(cors_origins=(ORIGIN,)))
+    for road, status in ((refuses, 503), (breaks, 500)):
+        answer = await call(with_edge(road, settings), "POST", "/v1/ask", headers=[(b"origin", ORIGIN.encode())])
+        assert (answer.status, answer.starts) == (status, 1)
+        assert answer.header("access-control-allow-origin") == ORIGIN
+        assert answer.json["request_id"] == answer.header("x-request-id")
 
 
 async def test_page_of_a_named_origin_can_read_that_its_body_is_too_large() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+
 import orjson
 import pytest
 from fastapi import FastAPI

@@ -71,7 +71,7 @@ async def _create_configured(database: Database, settings: Settings, email: str,
         generated = None if given.admin_password or settings.in_production else _new_password()
         password = given.admin_password.get_secret_value() if given.admin_password else generated
     password_hash = await Passwords().hash(password) if password else None
-    async with _locked(database) as session:
+    async with locked(database) as session:
         admin = await _user(session, email)
         is_new = admin is None
         if admin is None:
@@ -88,7 +88,7 @@ async def _create_first(database: Database, key_file: Path, peppers: Keyring) ->
     password, key = _new_password(), generate_key()
     # Hashed before the lock is taken.
     password_hash = await Passwords().hash(password)
-    async with _locked(database) as session:
+    async with locked(database) as session:
         if await _is_anyone_there(session):
             return Bootstrapped()
         admin = await _add_admin(session, FIRST_ADMIN, password_hash)
@@ -99,7 +99,7 @@ async def _create_first(database: Database, key_file: Path, peppers: Keyring) ->
 
 
 @asynccontextmanager
-async def _locked(database: Database) -> AsyncIterator[AsyncSession]:
+async def locked(database: Database) -> AsyncIterator[AsyncSession]:
     """A transaction that no other bootstrap runs beside. On SQLite every writing transaction is one."""
     async with database.transaction() as session:
         if database.dialect_name == "postgresql":

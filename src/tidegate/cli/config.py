@@ -55,7 +55,12 @@ def show() -> None:
     catalogue = load_catalogue(settings)
     print_json(
         {
-            "settings": _masked(settings.model_dump()) | {"database_url": _without_password(settings)},
+            "settings": {
+                **_masked(settings.model_dump()),
+                "database_url": _without_password(settings),
+                # It may hold literal keys; what it says stands below.
+                "config_toml": None if settings.config_toml is None else MASK,
+            },
             "catalogue": {
                 "version": catalogue.version,
                 "models": [

@@ -7,6 +7,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tidegate.errors import TidegateError
+from tidegate.routing.configuration import CatalogueError
 from tidegate.settings import SettingsError
 from tidegate.storage.migrate import MigrationFailed, SchemaBehind
 
@@ -14,7 +15,7 @@ from tidegate.storage.migrate import MigrationFailed, SchemaBehind
 def failure_lines(error: Exception) -> list[str] | None:
     """The lines for an error that is expected, None for one that is a defect. No line holds a URL or a parameter."""
     match error:
-        case SettingsError():
+        case SettingsError() | CatalogueError():
             return error.faults
         case TidegateError():
             return [error.message]

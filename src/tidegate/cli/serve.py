@@ -1,5 +1,6 @@
 """`tidegate serve`: settings from the flags and the environment, then the root of the process tree."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -29,11 +30,13 @@ def serve(host: str | None, port: int | None, workers: str | None, config: Path 
     A flag stands above its variable (TIDEGATE_SERVER__HOST, TIDEGATE_SERVER__PORT, TIDEGATE_SERVER__WORKERS,
     TIDEGATE_CONFIG, TIDEGATE_DATA_DIR).
     """
-    # Imported here: the other commands, and --help, do without.
+    # Imported here: the other commands, and --help, do without. What imports leave behind is not worth collecting.
+    gc.disable()
     from tidegate.server.refusal import print_faults  # noqa: PLC0415
     from tidegate.server.root import run  # noqa: PLC0415
     from tidegate.settings import SettingsError, load_settings  # noqa: PLC0415
 
+    gc.enable()
     flags = {
         "TIDEGATE_SERVER__HOST": host,
         "TIDEGATE_SERVER__PORT": port,

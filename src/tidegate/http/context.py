@@ -46,7 +46,7 @@ class RequestContext:
         "key_prefix",
         "method",
         "path",
-        "received_at",
+        "received_ns",
         "request_id",
         "started",
         "status",
@@ -68,7 +68,7 @@ class RequestContext:
         self.client_address = client_address
         self.user_agent = user_agent
         self.started = time.perf_counter()
-        self.received_at = datetime.now(UTC)
+        self.received_ns = time.time_ns()
         self.status: int | None = None
         self.content_length: bytes | None = None
         self.bytes_sent = 0
@@ -78,6 +78,10 @@ class RequestContext:
         self.error_code: str | None = None
         self.key_prefix: str | None = None
         self.workspace_id: uuid.UUID | None = None
+
+    @property
+    def received_at(self) -> datetime:
+        return datetime.fromtimestamp(self.received_ns / 1_000_000_000, UTC)
 
     @classmethod
     def of(cls, scope: MutableMapping[str, Any]) -> "RequestContext":
@@ -100,7 +104,7 @@ class RequestContext:
 def new_request_id() -> str:
     """A fresh label for a request that brought none, or one that is not kept."""
     # A label, not a secret. The generator is seeded anew in forked children.
-    return f"{getrandbits(128):032x}"
+    return getrandbits(128).to_bytes(16).hex()
 
 
 def request_context(scope: MutableMapping[str, Any]) -> RequestContext:

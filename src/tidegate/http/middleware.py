@@ -36,7 +36,8 @@ def with_edge(app: ASGIApp, settings: Settings) -> ASGIApp:
     """
     app = BodyLimit(app, settings.http.max_body_bytes)
     if settings.http.cors_origins:
-        app = Cors(app, settings.http.cors_origins)
+        # Inside it, so that a page may read errors too.
+        app = Cors(Caught(app), settings.http.cors_origins)
     app = RequestEdge(app)
     if settings.http.trusted_proxies:
         app = behind_trusted_proxies(app, settings.http.trusted_proxies)
@@ -94,6 +95,24 @@ class RequestEdge:
             if self._access is None:
                 self._access = AccessLog(line_handler())
             self._access.write(context)
+
+
+class Caught:
+    """Answers what the application raises, as `RequestEdge` does, further in."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except ClientDisconnect:
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge: whatever it was, the caller gets an envelope
+            await _answer(scope, send, error)
 
 
 async def _answer(scope: Scope, send: Send, error: Exception) -> None:

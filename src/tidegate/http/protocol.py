@@ -17,12 +17,14 @@ from tidegate.telemetry.logging import get_logger
 log = get_logger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
+LINGER_S = 2.0
 
 
 class TidegateHttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol on httptools: `uvicorn.Config(app, http=TidegateHttpProtocol, ws="none")`."""
 
     _at_work: RequestResponseCycle | None = None
+    _is_refused = False
     _is_in_head = False
     _head_is_too_large = False
     # Of the head that is being read: what earlier calls brought, and an upper bound of what this one brings.
@@ -30,9 +32,11 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     _new_bytes = 0
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         self._new_bytes = len(data)
         super().data_received(data)
-        if self._is_in_head and not self.transport.is_closing():
+        if self._is_in_head and not self._is_refused:
             self._head_bytes += self._new_bytes
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(_too_large())
@@ -68,20 +72,35 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _refuse(self, error: TidegateError) -> None:
-        """Answers what never became a request, and closes. In the middle of another answer it only closes."""
-        if self._at_work is None or self._at_work.response_complete:
-            request_id = new_request_id()
-            body = envelope(error, request_id)
-            head = [STATUS_LINE[error.http_status]]
-            head += [name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers]
-            head.append(
-                f"content-type: application/json\r\ncontent-length: {len(body)}\r\nx-request-id: {request_id}\r\n"
-                "connection: close\r\n\r\n".encode()
-            )
-            self.transport.write(b"".join(head) + body)
-            client = self.client[0] if self.client else None
-            log.info("what came was refused", request_id=request_id, status=error.http_status, client=client)
-        self.transport.close()
+        """Answers what never became a request, or stopped being one, and closes.
+
+        Behind another request that is still at work it only closes: an answer now would be taken for that one's.
+        Closed with bytes unread, a socket is reset, and the reset may overtake the answer: so what the client still
+        sends is thrown away for a while.
+        """
+        self._is_refused = True
+        at_work = self._at_work
+        if at_work is not None and not at_work.response_complete:
+            if at_work is not self.cycle or not at_work.more_body or at_work.response_started:
+                self.transport.close()
+                return
+            # Its body broke off: to the application the client is gone.
+            at_work.disconnected = True
+            at_work.message_event.set()
+        request_id = new_request_id()
+        body = envelope(error, request_id)
+        head = [STATUS_LINE[error.http_status]]
+        head += [name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers]
+        head.append(
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\nx-request-id: {request_id}\r\n"
+            "connection: close\r\n\r\n".encode()
+        )
+        self.transport.write(b"".join(head) + body)
+        client = self.client[0] if self.client else None
+        log.info("what came was refused", request_id=request_id, status=error.http_status, client=client)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 def _too_large() -> HeadersTooLarge:

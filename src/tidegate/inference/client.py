@@ -47,6 +47,7 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._last_sent_at = self._loop.time()
         self._is_sending = False
+        self._is_ended = False
         self._keepalive_after_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._comment: asyncio.Task[None] | None = None
@@ -84,6 +85,7 @@ class Client:
         """Sends the last events and ends the response."""
         await self._ready_to_send()
         await self._write({"type": "http.response.body", "body": data, "more_body": False})
+        self._is_ended = True
 
     async def send_answer(self, status: int, body: bytes) -> None:
         """Sends a whole answer that is not streamed."""
@@ -95,6 +97,7 @@ class Client:
         ]
         await self._write({"type": "http.response.start", "status": status, "headers": headers})
         await self._write({"type": "http.response.body", "body": body, "more_body": False})
+        self._is_ended = True
 
     async def fail_stream(self, error: TidegateError) -> None:
         """Tells an open stream of its error by one event, and ends it without `[DONE]`."""
@@ -128,8 +131,10 @@ class Client:
         except Exception:
             # An edge: a `receive` that raises, whatever it raises, has no client behind it either.
             log.exception("receive_failed")
-        self.is_gone = True
-        scope.cancel()
+        # A response that ended reads as a disconnect too: there is nothing left that a hang-up could end.
+        if not self._is_ended:
+            self.is_gone = True
+            scope.cancel()
 
     def _look_for_silence(self) -> None:
         silent_s = self._loop.time() - self._last_sent_at
@@ -137,7 +142,7 @@ class Client:
         if wait_s <= 0:
             wait_s = self._keepalive_after_s
             # A client that does not read needs no comment: what it has not read keeps the connection alive.
-            if not self._is_sending and (self._comment is None or self._comment.done()):
+            if not (self._is_sending or self._is_ended) and (self._comment is None or self._comment.done()):
                 self._comment = self._loop.create_task(self._send_comment())
         self._timer = self._loop.call_later(wait_s, self._look_for_silence)
 

@@ -4,34 +4,37 @@ from typing import Any
 
 import orjson
 
+from tidegate.errors import UpstreamError
 from tidegate.inference.sse import event_data
 
 _JOINED = ("content", "reasoning_content", "reasoning", "refusal")
+_MOST_TOOL_CALLS = 128
 
 
 class Collector:
     """Gathers chunks into a `chat.completion`. Deltas of strings are joined, tool calls by their index.
 
-    >>> collector = Collector(); collector.add(event); body = collector.body()
+    >>> collector = Collector("local"); collector.add(event); body = collector.body()
     """
 
-    def __init__(self) -> None:
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._usage: Any = None
 
     def add(self, event: bytes) -> None:
-        """Takes one event; comments and `[DONE]` say nothing."""
+        """Takes one event; comments and `[DONE]` say nothing. Raises `UpstreamError` for what is no chunk."""
         data = event_data(event)
         if not data or data == b"[DONE]":
             return
-        chunk = orjson.loads(data)
-        if not self._head:
-            self._head = {key: value for key, value in chunk.items() if key not in ("choices", "usage", "object")}
-        if chunk.get("usage") is not None:
-            self._usage = chunk["usage"]
-        for choice in chunk.get("choices") or ():
-            self._add_choice(choice)
+        try:
+            self._add_chunk(orjson.loads(data))
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UpstreamError(
+                f"The upstream {self._upstream!r} sent something that is no chunk of a chat completion.",
+                upstream=self._upstream,
+            ) from error
 
     def body(self) -> bytes:
         """The answer as OpenAI gives it."""
@@ -41,8 +44,16 @@ class Collector:
             answer["usage"] = self._usage
         return orjson.dumps(answer)
 
+    def _add_chunk(self, chunk: dict[str, Any]) -> None:
+        if not self._head:
+            self._head = {key: value for key, value in chunk.items() if key not in ("choices", "usage", "object")}
+        if chunk.get("usage") is not None:
+            self._usage = chunk["usage"]
+        for choice in chunk.get("choices") or ():
+            self._add_choice(choice)
+
     def _add_choice(self, choice: dict[str, Any]) -> None:
-        index = choice.get("index", 0)
+        index = _index(choice, 0)
         whole = self._choices.setdefault(
             index, {"index": index, "message": {"role": "assistant", "content": None}, "finish_reason": None}
         )
@@ -68,14 +79,21 @@ class Collector:
 
 def _add_tool_calls(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
     for piece in pieces:
-        index = piece.get("index", len(calls))
-        while len(calls) <= index and len(calls) < 128:
-            calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
-        if index >= len(calls):
+        index = _index(piece, len(calls))
+        if index >= _MOST_TOOL_CALLS:
             continue
+        while len(calls) <= index:
+            calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
         call = calls[index]
         if piece.get("id"):
             call["id"] = piece["id"]
         function = piece.get("function") or {}
         for key in ("name", "arguments"):
             call["function"][key] += function.get(key) or ""
+
+
+def _index(part: dict[str, Any], otherwise: int) -> int:
+    index = part.get("index", otherwise)
+    if not isinstance(index, int) or index < 0:
+        raise TypeError("an index must be a whole number")
+    return index

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from tidegate.http.road import RoadRoute
 from tidegate.inference.dependencies import GatewayDep, InferenceCaller
 from tidegate.inference.response import RoadResponse
-from tidegate.inference.wire import ChatRequest, parse_chat
+from tidegate.inference.wire import ChatRequest
 from tidegate.routing.catalogue import Model
 from tidegate.routing.plan import plan, usable_models
 
@@ -27,7 +27,7 @@ road = APIRouter(tags=["inference"], route_class=RoadRoute)
 @road.post("/v1/chat/completions", openapi_extra=_CHAT_BODY, response_class=Response)
 async def chat_completions(request: Request, caller: InferenceCaller, gateway: GatewayDep) -> Response:
     """OpenAI's chat completions, streamed or not."""
-    return RoadResponse(gateway, parse_chat(await request.body()), caller)
+    return RoadResponse(gateway, await request.body(), caller)
 
 
 @router.get("/v1/models")

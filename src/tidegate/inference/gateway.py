@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tidegate.admission.gate import Slots
+from tidegate.ledger.refusals import Refusals
 from tidegate.ledger.reservation import Ledger
 from tidegate.routing.breaker import Breaker
 from tidegate.routing.catalogue import Catalogue, Upstream
@@ -28,6 +29,7 @@ class Gateway:
 
     catalogue: Catalogue
     ledger: Ledger
+    refusals: Refusals
     slots: Mapping[str, Slots]
     providers: Mapping[str, Provider]
     breakers: Mapping[str, Breaker]

@@ -19,6 +19,11 @@ _WORTH_PARSING = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"error"\
 _QUOTE = ord('"')
 _COMPACT_AT_EVENTS = 256
 _OPENER = re.compile(rb'"role"\s*:|"choices"\s*:\s*\[\s*\]')
+# msgspec raises all of these for bytes that are no JSON, are not of the form, or are nested past its bound.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NO_ERROR = (b"", b"null", b"false", b'""')
+# Not `Raw | None`: of such a union msgspec takes null alone.
+_ABSENT = msgspec.Raw()
 
 
 class Kind(Enum):
@@ -44,6 +49,7 @@ class _Usage(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    index: int = 0
     finish_reason: str | None = None
 
 
@@ -58,8 +64,13 @@ class _WholeChoice(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    usage: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_WholeChoice]
+    usage: msgspec.Raw = _ABSENT
 
 
 class Completion(msgspec.Struct):
@@ -74,7 +85,8 @@ class Completion(msgspec.Struct):
 
 
 _chunk_decoder = msgspec.json.Decoder(_Chunk)
-_completion_decoder = msgspec.json.Decoder(Completion)
+_completion_decoder = msgspec.json.Decoder(_Completion)
+_usage_decoder = msgspec.json.Decoder(_Usage | None)
 
 
 class ChatReader:
@@ -90,7 +102,8 @@ class ChatReader:
         self.finish_reason: str | None = None
         self.done = False
         self.error: Any = None
-        self._unfinished = choices
+        self._choices = choices
+        self._finished: set[int] = set()
         self._keep_text = keep_text
         self._content_events: list[bytes] = []
         self._text: list[bytes] = []
@@ -98,7 +111,7 @@ class ChatReader:
     @property
     def complete(self) -> bool:
         """Whether the upstream said that it is done: by `[DONE]`, or by a finish reason of every choice."""
-        return self.done or self._unfinished <= 0
+        return self.done or len(self._finished) >= self._choices
 
     def read(self, event: bytes) -> Kind:
         has_content = _has_content(event)
@@ -115,8 +128,7 @@ class ChatReader:
         if event_data(event) == b"[DONE]":
             self.done = True
             return Kind.DONE
-        opener = _OPENER.search(event) is not None or b"data:" not in event
-        return Kind.OPENER if opener else Kind.CONTENT
+        return _kind_without_content(event)
 
     def keep(self, texts: list[str]) -> None:
         """Takes the output of an answer that was not streamed, each text as one delta."""
@@ -137,32 +149,36 @@ class ChatReader:
         self._text.append(b"".join(pieces))
 
     def _parse(self, event: bytes, *, has_content: bool) -> Kind:
-        data = event_data(event)
         try:
-            chunk = _chunk_decoder.decode(data)
-        except (msgspec.DecodeError, msgspec.ValidationError):
+            chunk = _chunk_decoder.decode(event_data(event))
+        except _UNREADABLE:
             # Not the form that we know: it is passed on as it came, and says nothing to the ledger.
             return Kind.CONTENT
-        if chunk.error is not None and chunk.error != b"null":
-            self.error = orjson.loads(bytes(chunk.error))
+        error = bytes(chunk.error)
+        if error not in _NO_ERROR:
+            self.error = _error_in(error)
             return Kind.ERROR
-        if chunk.usage is not None:
-            self.tokens = tokens_of(chunk.usage)
-        for choice in chunk.choices or ():
-            if choice.finish_reason:
-                self.finish_reason = choice.finish_reason
-                self._unfinished -= 1
-        if not chunk.choices and chunk.usage is not None and not has_content:
+        usage = _usage_in(chunk.usage)
+        if usage is not None:
+            self.tokens = tokens_of(usage)
+        finishing = [choice for choice in chunk.choices or () if choice.finish_reason]
+        for choice in finishing:
+            self.finish_reason = choice.finish_reason
+            self._finished.add(choice.index)
+        if has_content or finishing:
+            return Kind.CONTENT
+        if usage is not None and not chunk.choices:
             return Kind.USAGE
-        return Kind.CONTENT
+        return _kind_without_content(event)
 
 
 def _has_content(event: bytes) -> bool:
     """Whether a content key holds a string that is not empty. The common form is found without a pattern."""
     at = event.find(b'"content":"')
-    if at >= 0 and event[at + 11] != _QUOTE:
-        return True
-    if b'": ' in event or b'"reasoning' in event or b'"arguments' in event or b'"refusal":"' in event:
+    if at >= 0:
+        # Empty, it may still stand beside another choice's, or beside reasoning.
+        return event[at + 11] != _QUOTE or _CONTENT.search(event) is not None
+    if b'"reasoning' in event or b'"arguments' in event or b'"refusal":"' in event or _is_spaced(event):
         return _CONTENT.search(event) is not None
     return False
 
@@ -170,15 +186,40 @@ def _has_content(event: bytes) -> bool:
 def _is_worth_parsing(event: bytes) -> bool:
     if b'"usage":{' in event or b'"finish_reason":"' in event or b'"error":' in event:
         return True
-    return b'": ' in event and _WORTH_PARSING.search(event) is not None
+    return _is_spaced(event) and _WORTH_PARSING.search(event) is not None
+
+
+def _is_spaced(event: bytes) -> bool:
+    """Whether its JSON may have blanks around its colons."""
+    return b'": ' in event or b'" :' in event
+
+
+def _kind_without_content(event: bytes) -> Kind:
+    return Kind.OPENER if _OPENER.search(event) is not None or b"data:" not in event else Kind.CONTENT
 
 
 def read_completion(body: bytes) -> Completion | None:
     """The parts of a whole answer that the ledger reads; None where this is not a chat completion."""
     try:
-        return _completion_decoder.decode(body)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+        read = _completion_decoder.decode(body)
+    except _UNREADABLE:
         return None
+    return Completion(read.choices, _usage_in(read.usage))
+
+
+def _usage_in(written: msgspec.Raw) -> _Usage | None:
+    """The usage, None where none is named or it is not of the form: an answer does not fail over its figures."""
+    try:
+        return _usage_decoder.decode(written) if bytes(written) else None
+    except _UNREADABLE:
+        return None
+
+
+def _error_in(written: bytes) -> Any:
+    try:
+        return orjson.loads(written)
+    except orjson.JSONDecodeError:
+        return written.decode("utf-8", "replace")
 
 
 def tokens_of(usage: _Usage) -> Tokens:

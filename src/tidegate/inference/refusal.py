@@ -25,7 +25,8 @@ class _Detail(msgspec.Struct):
 class _Body(msgspec.Struct):
     error: _Detail | str | None = None
     message: str | None = None
-    detail: msgspec.Raw | None = None
+    # Not `Raw | None`: of such a union msgspec takes null alone.
+    detail: msgspec.Raw = msgspec.Raw()
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -89,7 +90,7 @@ def _detail(body: bytes) -> _Detail | None:
     """The error in a body of the OpenAI form, or of FastAPI's (`detail`); None where it has neither."""
     try:
         decoded = _decoder.decode(body)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if isinstance(decoded.error, _Detail):
         return decoded.error
@@ -97,9 +98,18 @@ def _detail(body: bytes) -> _Detail | None:
         return _Detail(message=decoded.error)
     if decoded.message is not None:
         return _Detail(message=decoded.message)
-    if decoded.detail is not None:
-        return _Detail(message=bytes(decoded.detail).decode("utf-8", "replace").strip('"'))
-    return None
+    detail = bytes(decoded.detail)
+    if detail in (b"", b"null"):
+        return None
+    return _Detail(message=_text(detail))
+
+
+def _text(written: bytes) -> str:
+    """A JSON string as what it says, any other JSON as it is written."""
+    try:
+        return msgspec.json.decode(written, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return written.decode("utf-8", "replace")
 
 
 def _code(status: int, code: str | None) -> str:

@@ -51,6 +51,9 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
             if kind is Kind.USAGE and live.withholds_usage:
                 continue
             if kind is Kind.ERROR:
+                if client.has_content and (held or ready):
+                    # Content that came in one piece with the error is told all the same.
+                    await client.send_events(held + ready)
                 raise _stream_error(live)
             ready += event
         if not client.has_content and not reader.done:
@@ -79,7 +82,7 @@ async def _collect(live: LiveAttempt, exchange: Exchange) -> None:
     """A caller that did not ask to stream, an upstream that always does."""
     reader = live.reader
     splitter = EventSplitter(live.planned.upstream.name)
-    collector = Collector()
+    collector = Collector(live.planned.upstream.name)
     size = 0
     async for data in live.answer:
         size += len(data)

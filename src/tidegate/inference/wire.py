@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from tidegate.errors import InvalidRequest
 
@@ -31,7 +32,7 @@ class ContentPart(_Strict):
 
 class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[ContentPart], Field(max_length=10_000)] | None = None
+    content: str | Annotated[list[ContentPart], Field(max_length=10_000, fail_fast=True)] | None = None
     name: str | None = Field(None, max_length=_MAX_NAME)
     tool_call_id: str | None = Field(None, max_length=_MAX_NAME)
 
@@ -53,8 +54,9 @@ class Tool(_Strict):
 class ChatRequest(_Strict):
     """The fields that are known; others pass through."""
 
+    # Lists fail fast: a body of 1.5 MB with 500,000 faults took 3.5 s of the loop to describe them all.
     model: str = Field(min_length=1, max_length=_MAX_NAME)
-    messages: list[ChatMessage] = Field(min_length=1, max_length=100_000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=100_000, fail_fast=True)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: PositiveInt | None = None
@@ -64,11 +66,13 @@ class ChatRequest(_Strict):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    stop: Annotated[str, Field(max_length=1024)] | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Annotated[str, Field(max_length=1024)] | Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = (
+        None
+    )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=1024)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=1024, fail_fast=True)] | None = None
     parallel_tool_calls: bool | None = None
     user: Annotated[str, Field(max_length=_MAX_NAME)] | None = None
     safety_identifier: Annotated[str, Field(max_length=_MAX_NAME)] | None = None
@@ -111,7 +115,7 @@ class ChatCall:
             members["stream"] = stream
         if ask_usage:
             given = members.get("stream_options")
-            options = msgspec.json.decode(given, type=dict[str, Any] | None) if given else None
+            options = msgspec.json.decode(given, type=dict[str, msgspec.Raw] | None) if given else None
             members["stream_options"] = {**(options or {}), "include_usage": True}
         return msgspec.json.encode(members)
 
@@ -122,6 +126,8 @@ def parse_chat(body: bytes) -> ChatCall:
         request = _chat_request.validate_json(body)
     except ValidationError as error:
         raise _invalid(error) from None
+    if b"NaN" in body or b"Infinity" in body:
+        _refuse_numbers_that_are_none(body)
     return ChatCall(
         body=body,
         model=request.model,
@@ -147,8 +153,17 @@ def input_text(call: ChatCall) -> str:
     return "\n".join(parts)
 
 
+def _refuse_numbers_that_are_none(body: bytes) -> None:
+    """Pydantic takes NaN and Infinity, which are no JSON (RFC 8259, section 6) and which no upstream could read."""
+    try:
+        _raw_members.decode(body)
+    except msgspec.DecodeError:
+        raise InvalidRequest("The request's body cannot be read: NaN and Infinity are no JSON.") from None
+
+
 def _invalid(error: ValidationError) -> InvalidRequest:
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    fault = _deepest(faults)
     if fault["type"] == "json_invalid":
         return InvalidRequest(f"The request's body cannot be read: {fault['msg'].removeprefix('Invalid JSON: ')}.")
     param = _param(fault["loc"])
@@ -157,6 +172,13 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     if param == "messages" and fault["type"] == "too_short":
         return InvalidRequest("messages must hold at least one message.", param="messages")
     return InvalidRequest(f"{param}: {fault['msg']}.", param=param)
+
+
+def _deepest(faults: list[ErrorDetails]) -> ErrorDetails:
+    """The fault to tell: the first, or where that is a union's, the member's that was understood furthest."""
+    place = _param(faults[0]["loc"])
+    same = [fault for fault in faults if _param(fault["loc"]).startswith(place)]
+    return max(same, key=lambda fault: len(fault["loc"]))
 
 
 def _param(location: tuple[int | str, ...]) -> str:

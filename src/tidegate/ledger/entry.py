@@ -204,12 +204,14 @@ def close_entry(opened: OpenEntry, attempts: list[Attempt], ending: Ending) -> E
 
 
 def new_entry_id() -> uuid.UUID:
-    """A UUIDv7 (RFC 9562, 5.7): 48 bits of Unix milliseconds, then random bits. Never taken from a header."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return uuid.UUID(int=value)
+    """A UUIDv7 (RFC 9562, 5.7 and 6.2 method 3): Unix milliseconds, their 4096th parts, then random bits.
+
+    Never taken from a header. Ids of one process are in the order of their making, to a quarter of a microsecond.
+    """
+    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+    fraction = nanoseconds * 4096 // 1_000_000
+    random = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
+    return uuid.UUID(int=(milliseconds << 80) | (0x7 << 76) | (fraction << 64) | (0x2 << 62) | random)
 
 
 def utc_now() -> datetime:

@@ -7,7 +7,7 @@ never 0.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genai_prices.types import TieredPrices
 
 _MILLION = Decimal(1_000_000)
+_PLACES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,13 @@ class Price:
 
     def cost(self, tokens: Tokens) -> Decimal:
         whole_input = tokens.input + tokens.cached_input + tokens.cache_write + tokens.cache_write_1h
-        return self._rates(whole_input).of(tokens)
+        return _storable(self._rates(whole_input).of(tokens))
 
     def dearest(self, *, input_tokens: int, output_tokens: int) -> Decimal:
         """The most that so many tokens can cost: what a reservation holds. Input is priced at its dearest class."""
         rates = self._rates(input_tokens)
         dearest_input = max(rates.input, rates.cached_input, rates.cache_write, rates.cache_write_1h)
-        return (dearest_input * input_tokens + rates.output * output_tokens) / _MILLION
+        return _storable((dearest_input * input_tokens + rates.output * output_tokens) / _MILLION)
 
     def _rates(self, whole_input: int) -> Rates:
         rates = self.tiers[0][1]
@@ -110,6 +111,14 @@ def price_from_catalogue(provider: str, model: str) -> Price | None:
         )
         tiers.append((start, rates))
     return Price(tuple(tiers), f"genai-prices {version('genai-prices')}")
+
+
+def _storable(usd: Decimal) -> Decimal:
+    """At most as many places as the database keeps, so that an entry's sum is the sum of its rows."""
+    exponent = usd.as_tuple().exponent
+    if isinstance(exponent, int) and exponent < -_PLACES:
+        return usd.quantize(Decimal(1).scaleb(-_PLACES), ROUND_HALF_UP)
+    return usd
 
 
 def _listed_rate(listed: "Decimal | TieredPrices | None", start: int) -> Decimal | None:

@@ -151,7 +151,8 @@ def _json_statement() -> Insert:
     entry_names = [c.name for c in entry_columns]
     written = (
         postgresql.insert(LedgerEntry)
-        .from_select(entry_names, select(*(sent.c[name] for name in entry_names)))
+        # In one order, so that two that send the same entries never wait for each other's rows.
+        .from_select(entry_names, select(*(sent.c[name] for name in entry_names)).order_by(sent.c.entry_id))
         .on_conflict_do_nothing()
         .returning(LedgerEntry.entry_id)
         .cte("written")

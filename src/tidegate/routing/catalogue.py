@@ -5,8 +5,9 @@ raises `CatalogueError` with every fault, each with its place and the nearest va
 that it began with.
 """
 
-import fnmatch
+import difflib
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -16,11 +17,10 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     SecretStr,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -28,7 +28,23 @@ from pydantic import (
 from tidegate.ledger.prices import Price, price_from_catalogue, price_from_table
 
 Provider = Literal["openai", "local", "echo"]
+# TOML has its own numbers, booleans and infinities: `true` is no count, `inf` no time.
+Count = Annotated[int, Field(strict=True, gt=0)]
+Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Rate = Annotated[Decimal, Field(ge=0, max_digits=20, decimal_places=12)]
+Place = tuple[str | int, ...]
+
+
+class NamesDoNotMeet(ValueError):
+    """Names in one place of the file that fit no other. `faults` are all, each with its place."""
+
+    def __init__(self, faults: list[tuple[Place, str]]) -> None:
+        super().__init__("; ".join(message for _, message in faults))
+        self.faults = faults
+
+
+def _form(value: Any) -> str:
+    return "word" if isinstance(value, str) else "table"
 
 
 class _Table(BaseModel):
@@ -36,39 +52,41 @@ class _Table(BaseModel):
 
 
 class QueueLimits(_Table):
-    length: NonNegativeInt = 1000
-    deadline_s: PositiveFloat = 10
+    length: Annotated[int, Field(strict=True, ge=0)] = 1000
+    deadline_s: Seconds = 10
 
 
 class Timeouts(_Table):
     """Seconds. `headers_s`, `first_token_s` and `idle_s` bound streamed requests; `total_s` bounds every request."""
 
-    connect_s: PositiveFloat = 5
-    write_s: PositiveFloat = 10
-    headers_s: PositiveFloat = 60
-    first_token_s: PositiveFloat = 60
-    idle_s: PositiveFloat = 30
-    total_s: PositiveFloat = 600
+    connect_s: Seconds = 5
+    write_s: Seconds = 10
+    headers_s: Seconds = 60
+    first_token_s: Seconds = 60
+    idle_s: Seconds = 30
+    total_s: Seconds = 600
 
 
 class BreakerSettings(_Table):
     """Opens after `failures` within `window_s`; while open, for `open_s`, attempts go past this upstream."""
 
-    failures: PositiveInt = 5
-    window_s: PositiveFloat = 10
-    open_s: PositiveFloat = 5
+    failures: Count = 5
+    window_s: Seconds = 10
+    open_s: Seconds = 5
 
 
 class UpstreamTable(_Table):
     provider: Provider
-    base_url: str | None = Field(None, max_length=2048, pattern=r"^https?://[^\s?#]+$")
+    base_url: str | None = Field(None, max_length=2048, pattern=r"^https?://[^\s?#@/]+(/[^\s?#]*)?$")
     api_key: SecretStr | None = None
-    max_concurrency: PositiveInt | None = None
+    max_concurrency: Count | None = None
     queue: QueueLimits = QueueLimits()
     usage_request: Literal["auto", "always", "never"] = "auto"
     count: Literal["tokenizer", "deltas"] | None = None
     timeouts: Timeouts = Timeouts()
-    breaker: BreakerSettings | Literal["off"] = BreakerSettings()
+    breaker: Annotated[
+        Annotated[BreakerSettings, Tag("table")] | Annotated[Literal["off"], Tag("word")], Discriminator(_form)
+    ] = BreakerSettings()
     forward_headers: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")], ...] = ()
 
     @field_validator("forward_headers")
@@ -102,12 +120,14 @@ class ModelTable(_Table):
     name: str = Field(min_length=1, max_length=256)
     groups: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
     attempts: tuple[Annotated[str, Field(pattern=r"^[^/\s]+/.+$")], ...] = Field(min_length=1, max_length=16)
-    context_tokens: PositiveInt | None = None
-    max_output_tokens: PositiveInt | None = None
-    reserve_output_tokens: PositiveInt = 4096
+    context_tokens: Count | None = None
+    max_output_tokens: Count | None = None
+    reserve_output_tokens: Count = 4096
     keepalive: Literal["comment", "off"] = "comment"
-    keepalive_after_s: PositiveFloat = 15
-    price: Literal["catalogue"] | PriceTable = "catalogue"
+    keepalive_after_s: Seconds = 15
+    price: Annotated[
+        Annotated[PriceTable, Tag("table")] | Annotated[Literal["catalogue"], Tag("word")], Discriminator(_form)
+    ] = "catalogue"
 
 
 class CatalogueTable(_Table):
@@ -119,22 +139,35 @@ class CatalogueTable(_Table):
 
     @model_validator(mode="after")
     def _names_meet(self) -> "CatalogueTable":
-        names = [model.name for model in self.models]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"models: the name {min(twice)!r} stands twice")
-        for model in self.models:
-            for attempt in model.attempts:
-                upstream = attempt.partition("/")[0]
-                if upstream not in self.upstreams:
-                    known = ", ".join(sorted(self.upstreams))
-                    raise ValueError(f"models: {model.name!r} attempts {attempt!r}: upstreams are: {known}")
-                if attempt.endswith("*") and not model.name.endswith("*"):
-                    raise ValueError(f"models: {model.name!r} attempts {attempt!r}: only a name with * can pass it on")
-        if self.default_model is not None and self.default_model not in names:
-            raise ValueError(f"default_model: {self.default_model!r} is not the name of a model")
-        if sum(upstream.provider == "local" for upstream in self.upstreams.values()) > 1:
-            raise ValueError('upstreams: only one may have provider "local"; it is one process of this server')
+        if faults := list(_unmet(self)):
+            raise NamesDoNotMeet(faults)
         return self
+
+
+def _unmet(table: CatalogueTable) -> Iterator[tuple[Place, str]]:
+    names = [model.name for model in table.models]
+    for position, model in enumerate(table.models):
+        if model.name in names[:position]:
+            yield ("models", position, "name"), f"the name {model.name!r} stands twice"
+        for attempt in model.attempts:
+            place = ("models", position, "attempts")
+            upstream = attempt.partition("/")[0]
+            if upstream not in table.upstreams:
+                yield place, f"{attempt!r}: there is no upstream {upstream!r}{nearest(upstream, table.upstreams)}"
+            if attempt.endswith("*") and not model.name.endswith("*"):
+                yield place, f"{attempt!r}: only a model whose name ends in * can pass the rest of it on"
+    if table.default_model is not None and table.default_model not in names:
+        yield ("default_model",), f"there is no model {table.default_model!r}{nearest(table.default_model, names)}"
+    local = [name for name, upstream in table.upstreams.items() if upstream.provider == "local"]
+    for name in local[1:]:
+        yield ("upstreams", name), 'only one may have provider "local"; it is one process of this server'
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What a fault adds: the nearest of the names that there are, else all."""
+    there_are = list(known)
+    near = difflib.get_close_matches(name, there_are, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(there_are)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +211,7 @@ class Model:
     listed_price: bool
 
     def matches(self, name: str) -> bool:
-        return fnmatch.fnmatchcase(name, self.name) if self.name.endswith("*") else name == self.name
+        return name.startswith(self.name[:-1]) if self.name.endswith("*") else name == self.name
 
 
 @dataclass(frozen=True, slots=True)

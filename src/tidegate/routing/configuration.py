@@ -3,18 +3,20 @@
 A fault says file, line, what is wrong and the nearest valid name, as a tired person needs it.
 """
 
-import difflib
 import re
 import tomllib
-from typing import Any
+from collections.abc import Iterator
 
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 
 from tidegate.routing.catalogue import (
     BreakerSettings,
     Catalogue,
     CatalogueTable,
     ModelTable,
+    NamesDoNotMeet,
+    Place,
     PriceTable,
     QueueLimits,
     Timeouts,
@@ -22,6 +24,7 @@ from tidegate.routing.catalogue import (
     build_catalogue,
     catalogue_path,
     embedded_table,
+    nearest,
 )
 from tidegate.settings import Settings, resolve_secret
 
@@ -49,7 +52,7 @@ def load_catalogue(settings: Settings) -> Catalogue:
     try:
         written = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise CatalogueError([f"{source}: this is not TOML: {error}"]) from None
+        raise CatalogueError([f"{source}:{_syntax_line(text, error)}: this is not TOML: {error}"]) from None
     if isinstance(written.get("models"), dict):
         line = _line(text, ("models",))
         raise CatalogueError(
@@ -58,7 +61,7 @@ def load_catalogue(settings: Settings) -> Catalogue:
     try:
         table = CatalogueTable.model_validate(written)
     except ValidationError as error:
-        faults = [_fault(source, text, dict(fault)) for fault in error.errors(include_url=False, include_input=False)]
+        faults = list(_faults(source, text, error.errors(include_url=False, include_input=False)))
         raise CatalogueError(faults) from None
     secrets, faults = _resolve(settings, source, text, table)
     if faults:
@@ -92,51 +95,106 @@ def _resolve(
         if settings.in_production and not reference.startswith(("env:", "file:")):
             faults.append(f"{place}: a literal key is refused in production; write env:NAME or file:/path")
             continue
-        value = resolve_secret(reference)
-        if value is None:
+        try:
+            value = resolve_secret(reference)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            faults.append(f"{place}: {reference} cannot be read: {reason}")
+            continue
+        if not value:
             faults.append(f"{place}: there is nothing at {reference}")
             continue
         secrets[name] = SecretStr(value)
     return secrets, faults
 
 
-def _fault(source: str, text: str, fault: dict[str, Any]) -> str:
-    location = tuple(fault["loc"])
-    where = ".".join(str(part) for part in location)
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        message = "there is no such name" + _nearest(location)
-    elif fault["type"] == "missing":
-        message = "is missing"
-    place = f"{source}:{_line(text, location)}"
-    return f"{place}: {where}: {message}" if where else f"{place}: {message}"
+def _syntax_line(text: str, error: tomllib.TOMLDecodeError) -> int:
+    said = re.search(r"at line (\d+)", str(error))
+    return int(said[1]) if said else len(text.split("\n"))
 
 
-def _nearest(location: tuple[str | int, ...]) -> str:
-    names = [str(part) for part in location]
+def _faults(source: str, text: str, found: list[ErrorDetails]) -> Iterator[str]:
+    for fault in found:
+        depth = len(fault["loc"])
+        if fault["type"] == "too_short" and any(other["loc"][:depth] == fault["loc"] != other["loc"] for other in found):
+            # The list is only short because its members are at fault.
+            continue
+        names_do_not_meet = fault.get("ctx", {}).get("error")
+        if isinstance(names_do_not_meet, NamesDoNotMeet):
+            for place, message in names_do_not_meet.faults:
+                yield _told(source, text, place, message)
+            continue
+        place = _place(fault["loc"])
+        yield _told(source, text, place, _message(fault, place))
+
+
+def _told(source: str, text: str, place: Place, message: str) -> str:
+    named = ".".join(str(part) for part in place)
+    return f"{source}:{_line(text, place)}: {named}: {message}" if named else f"{source}:1: {message}"
+
+
+def _place(location: Place) -> Place:
+    """Pydantic's location without what only it knows: which form of a union it tried, and that a key is at fault."""
+    return tuple(
+        part
+        for position, part in enumerate(location)
+        if part != "[key]" and not (part in ("table", "word") and location[position - 1] in ("breaker", "price"))
+    )
+
+
+def _message(fault: ErrorDetails, place: Place) -> str:
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"there is no such name{nearest(str(place[-1]), _names_at(place))}"
+        case "missing":
+            return "is missing"
+        case "model_type" | "dict_type":
+            return "must be a table"
+        case "tuple_type":
+            return "must be an array"
+        case "string_pattern_mismatch" if fault["loc"][-1] == "[key]":
+            return "the name of an upstream has 1 to 64 of A-Za-z0-9._-"
+    return fault["msg"].removeprefix("Value error, ")
+
+
+def _names_at(place: Place) -> list[str]:
     model: type[BaseModel] = CatalogueTable
-    if len(names) > 2 and names[-2] in _TABLES:
-        model = _TABLES[names[-2]]
-    elif names[0] == "upstreams" and len(names) == 3:
+    if len(place) > 3 and place[-2] in _TABLES:
+        model = _TABLES[str(place[-2])]
+    elif place[0] == "upstreams" and len(place) == 3:
         model = UpstreamTable
-    elif names[0] == "models" and len(names) == 3:
+    elif place[0] == "models" and len(place) == 3:
         model = ModelTable
-    near = difflib.get_close_matches(names[-1], model.model_fields, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(model.model_fields)}"
+    return list(model.model_fields)
 
 
-def _line(text: str, location: tuple[str | int, ...]) -> int:
-    """The line of the deepest part of a place that the text shows; 1 where it shows none."""
-    lines = text.splitlines()
+def _line(text: str, place: Place) -> int:
+    """The line of the deepest part of a place that the text shows; 1 where it shows none.
+
+    A part is a key of the table that its parent begins, or has a header of its own further down.
+    """
+    lines = text.split("\n")
     at = 0
-    for position, part in enumerate(location):
+    for position, part in enumerate(place):
         if isinstance(part, int):
             continue
-        following = location[position + 1] if position + 1 < len(location) else None
-        nth = following if isinstance(following, int) else 0
-        name = re.escape(part)
-        pattern = re.compile(rf'^\s*\[+\s*([\w".-]+\.)*"?{name}"?\s*[\].]|(^\s*|[{{,]\s*)"?{name}"?\s*=')
-        found = [number for number in range(at, len(lines)) if pattern.search(lines[number])]
-        if len(found) > nth:
-            at = found[nth]
+        name = rf'"?{re.escape(part)}"?'
+        key = re.compile(rf"(^\s*|[{{,]\s*){name}\s*=")
+        header = re.compile(rf"^\s*\[+\s*([\w\".-]+\.)*{name}\s*[\].]")
+        following = place[position + 1] if position + 1 < len(place) else None
+        nth = following if isinstance(following, int) and position == 0 else 0
+        if isinstance(following, int) and position == 0:
+            header = re.compile(rf"^\s*\[\[\s*{name}\s*\]\]")
+        headers = [number for number in range(at, len(lines)) if header.search(lines[number])]
+        keys = [number for number in range(at, _table_end(lines, at, position)) if key.search(lines[number])]
+        # An upstream's name is a header's before it is a key's; all deeper parts are keys before they are headers.
+        found = headers or keys if position == 1 else keys or headers
+        if found:
+            at = found[min(nth, len(found) - 1)]
     return at + 1
+
+
+def _table_end(lines: list[str], at: int, position: int) -> int:
+    """The line of the next header; at the top of the file also the first one."""
+    start = at + 1 if position else at
+    return next((number for number in range(start, len(lines)) if lines[number].lstrip().startswith("[")), len(lines))

@@ -14,16 +14,21 @@ _QUESTION = "Tell me a story about the sea."
 
 def banner(url: str, data_dir: Path, model: str | None, made: Mapping[str, str] | None) -> str:
     """`made` is what the prepare step generated, `model` the first of the catalogue."""
-    lines = ["", f"Tidegate is ready at {url}", f"  dashboard  {url}/", f"  API        {url}/v1"]
+    lines = ["", f"Tidegate is ready at {url}", f"  dashboard  {url}/", f"  API        {url}/v1", credentials(made)]
+    if model is not None:
+        lines += ["  Paste this to see tokens arrive:", "", curl_line(url, data_dir / "first-key", model), ""]
+    return "\n".join([*lines, ""])
+
+
+def credentials(made: Mapping[str, str] | None) -> str:
+    """The part that is shown even where the start fails after it: nobody could learn the password later."""
     made = made or {}
+    lines = []
     if "admin_password" in made:
-        lines += ["", "  The first admin and key, shown only now:"]
         lines += [f"    e-mail     {made['admin_email']}", f"    password   {made['admin_password']}"]
     if "api_key" in made:
         lines += [f"    API key    {made['api_key']}"]
-    if model is not None:
-        lines += ["", "  Paste this to see tokens arrive:", "", curl_line(url, data_dir / "first-key", model)]
-    return "\n".join([*lines, "", ""])
+    return "\n".join(["", "  The first admin and key, shown only now:", *lines, ""]) if lines else ""
 
 
 def curl_line(url: str, key_file: Path, model: str) -> str:

@@ -21,7 +21,7 @@ CONTEXT_TOKENS = 2048
 # A hang-up is noticed, and the other streams go on, between two batches of a prompt. 64 tokens take half a second on
 # one thread; whole prompts at once took up to half a minute, and were no faster.
 _BATCH_TOKENS = 64
-_SILENT = -1
+_LOG_NOTHING = -1
 _WARM_UP_WITHIN_S = 120.0
 
 
@@ -90,6 +90,7 @@ def _parameters(xllamacpp: Any, weights: Path, slots: int, api_key: str) -> Any:
     # Two threads fell to 2 to 5 tokens a second beside any other load; one gives 60 to 100.
     wanted.cpuparams.n_threads = 1
     wanted.cpuparams_batch.n_threads = 1
+    wanted.n_gpu_layers = 0
     wanted.n_parallel = slots
     wanted.n_ctx = CONTEXT_TOKENS * slots
     wanted.n_batch = _BATCH_TOKENS
@@ -106,5 +107,5 @@ def _parameters(xllamacpp: Any, weights: Path, slots: int, api_key: str) -> Any:
     wanted.endpoint_slots = False
     # Comments that keep a connection alive are the gateway's to send; these would hide a silence from its time-outs.
     wanted.sse_ping_interval = -1
-    wanted.verbosity = _SILENT
+    wanted.verbosity = _LOG_NOTHING
     return wanted

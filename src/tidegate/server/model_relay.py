@@ -1,6 +1,6 @@
 """The way of every call to the model: one port on loopback, between the workers and llama.cpp's server.
 
-What it keeps, each for a measured fault of that server (`docs/decisions` has the figures):
+What it keeps, each for a measured fault of that server:
 
 - A call passes only with the token of a claim that holds a slot, one at a time. So the server never has more calls than
   it has slots, and the call's end is seen exactly: the server has closed its connection. Only then is the slot free.
@@ -53,11 +53,12 @@ class EngineLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The head of one request: its first line, the token it carries, its other headers."""
+    """The head of one request: its first line, the token it carries, its headers, the length of its body."""
 
     line: bytes
     token: str
     headers: dict[bytes, bytes]
+    body_length: int
 
     @classmethod
     def read(cls, head: bytes) -> Self:
@@ -69,14 +70,11 @@ class _Call:
             if not colon:
                 raise ValueError("not a header")
             headers[name.strip().lower()] = value.strip()
-        return cls(line, headers.get(b"authorization", b"").decode("ascii").removeprefix("Bearer "), headers)
-
-    @property
-    def body_length(self) -> int:
-        length = self.headers.get(b"content-length", b"0")
+        token = headers.get(b"authorization", b"").decode("ascii").removeprefix("Bearer ")
+        length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             raise ValueError("not a length")
-        return int(length)
+        return cls(line, token, headers, int(length))
 
     def head_for(self, engine: Engine, body_length: int) -> bytes:
         headers = {name: value for name, value in self.headers.items() if name in _PASSED_HEADERS}

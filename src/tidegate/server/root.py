@@ -21,7 +21,7 @@ from setproctitle import setproctitle
 
 from tidegate.routing.catalogue import Catalogue
 from tidegate.routing.configuration import CatalogueError, load_catalogue
-from tidegate.server.banner import banner
+from tidegate.server.banner import banner, credentials
 from tidegate.server.bounds import server_bound_s
 from tidegate.server.children import Child, describe_exit, python
 from tidegate.server.cpu import usable_cpus
@@ -36,6 +36,8 @@ from tidegate.telemetry.logging import configure_logging, get_logger
 
 # How long a killed root's children may still hold the port.
 _SUCCESSION_S = 5
+# How long a start that failed for another reason waits to hear what the prepare step made.
+_PREPARE_BOUND_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class _Root:
         self._began = time.monotonic()
         self._told_to_stop = asyncio.Event()
         self._server: Child | None = None
+        self._prepared: asyncio.Task[bytes] | None = None
+        self._shown = False
         self._model = ModelKeeper(parts.model, parts.backoff) if plan.keeps_model else None
         self._hurries = 0
 
@@ -108,7 +112,8 @@ class _Root:
             self._server = await self._start_server(writing)
             os.close(writing)
             tasks["server"] = asyncio.create_task(self._server.wait())
-            tasks["ready"] = asyncio.create_task(self._announce(reading))
+            self._prepared = asyncio.create_task(_read_to_end(reading))
+            tasks["ready"] = asyncio.create_task(self._announce(self._prepared))
             code = await _first_end(tasks)
         finally:
             ended_in_time = await self._end(list(tasks.values()))
@@ -125,12 +130,11 @@ class _Root:
         )
         return await Child.start(command, descriptors=[*descriptors, report])
 
-    async def _announce(self, report: int) -> None:
+    async def _announce(self, prepared: "asyncio.Task[bytes]") -> None:
         """Waits for the prepare step and for readiness, then says where the server is."""
-        prepared = await _read_to_end(report)
-        if not prepared:
+        report = await asyncio.shield(prepared)
+        if not report:
             return
-        made: dict[str, str] | None = orjson.loads(prepared)
         settings = self._plan.settings
         listener = self._plan.listeners[0]
         await until_ready(listener, patience_s=self._parts.patience_s, impatient=self._wait_for)
@@ -139,7 +143,8 @@ class _Root:
         url = url_of(self._plan.listeners)
         if settings.environment == "development":
             model = next((model.name for model in self._plan.catalogue.models), None)
-            _print(banner(url, settings.data_dir, model, made))
+            _print(banner(url, settings.data_dir, model, orjson.loads(report)))
+            self._shown = True
         else:
             self._log.info("ready", url=url, workers=self._plan.workers, after_s=round(self._age_s, 2))
 
@@ -147,7 +152,7 @@ class _Root:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
-        for number in (signal.SIGHUP, signal.SIGUSR2):
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             loop.add_signal_handler(number, self._decline, number)
 
     def _stop(self, number: signal.Signals) -> None:
@@ -170,7 +175,8 @@ class _Root:
 
     def _say(self, line: str, **fields: Any) -> None:
         if self._plan.settings.environment == "development":
-            _print(f"tidegate: {line}\n")
+            # A terminal may have shown ^C just now.
+            _print(("\n" if sys.stdout.isatty() else "") + f"tidegate: {line}\n")
         else:
             self._log.info(line, **fields)
 
@@ -183,6 +189,7 @@ class _Root:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._show_what_was_made()
         # Else a client that comes now waits in a queue that nobody will ever look at.
         for listener in self._plan.listeners:
             listener.close()
@@ -195,6 +202,16 @@ class _Root:
         if self._model is not None:
             await self._model.stop()
         return in_time
+
+    async def _show_what_was_made(self) -> None:
+        """Where the start failed before the banner: a password that was generated is never shown again."""
+        if self._prepared is None or self._shown or self._plan.settings.environment != "development":
+            return
+        if not self._told_to_stop.is_set():
+            await asyncio.wait({self._prepared}, timeout=_PREPARE_BOUND_S)
+        if self._prepared.done() and (report := self._prepared.result()):
+            _print(credentials(orjson.loads(report)))
+        self._prepared.cancel()
 
 
 async def _first_end(tasks: dict[str, "asyncio.Task[Any]"]) -> int:

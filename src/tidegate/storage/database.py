@@ -93,7 +93,7 @@ class Database:
             yield connection
 
     async def ping(self) -> None:
-        """One round trip. Raises what the driver raises; the caller sets the deadline."""
+        """One round trip. Raises `Unavailable`; the caller sets the deadline."""
         async with self.session() as session:
             await session.execute(text("SELECT 1"))
 
@@ -111,6 +111,8 @@ def create_engine(
 ) -> AsyncEngine:
     """An engine with this project's timeouts; `pool` goes to SQLAlchemy."""
     shared: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": orjson.loads, **pool}
+    # What an error's text may hold ends in a log: rows, hashes and addresses do not.
+    shared["hide_parameters"] = True
     if "poolclass" not in pool:
         shared["pool_timeout"] = POOL_TIMEOUT_S
     if url.get_backend_name() != "sqlite":
@@ -150,6 +152,7 @@ async def _closing(opened: _Closable) -> AsyncIterator[_Closable]:
 def _outages_named() -> Iterator[None]:
     try:
         yield
+    # While it connects a driver raises OSError itself: refused, no such host, no answer in time.
     except (OSError, PoolTimeout, DBAPIError) as error:
         if isinstance(error, DBAPIError) and not _is_outage(error):
             raise
@@ -162,7 +165,7 @@ def _is_outage(error: DBAPIError) -> bool:
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
     if isinstance(error.orig, sqlite3.Error):
-        return error.orig.sqlite_errorcode & 0xFF in _OUTAGES_SQLITE
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _OUTAGES_SQLITE
     return (getattr(error.orig, "sqlstate", None) or "").startswith(_OUTAGES_POSTGRESQL)
 
 

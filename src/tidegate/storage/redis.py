@@ -11,6 +11,7 @@ import anyio
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 
 from tidegate.settings import Settings
 
@@ -35,9 +36,10 @@ def open_redis(settings: Settings) -> Redis | None:
         timeout=POOL_TIMEOUT_S,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=SOCKET_TIMEOUT_S,
-        socket_keepalive=True,
         health_check_interval=IDLE_CHECK_S,
         retry=Retry(NoBackoff(), 0),
+        # Where these are on (the default), a pooled connection that the server has closed is used all the same.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
         client_name=settings.redis.key_prefix,
     )
     return Redis.from_pool(pool)

@@ -161,7 +161,7 @@ class HealthBoard:
 
 
 def _look_at(task: "asyncio.Task[str | None]") -> None:
-    """asyncio complains of an error that nobody looked at, as that of a check that was left behind."""
+    """An error that nobody looked at, as that of a check that was left behind, is a complaint of asyncio's."""
     if not task.cancelled():
         task.exception()
 
