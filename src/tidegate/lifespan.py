@@ -86,6 +86,7 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
         ledger = await stack.enter_async_context(Ledger.running(settings.data_dir / "journal", store))
         client = await stack.enter_async_context(open_client())
         gateway = _gateway(settings, catalogue, Records(ledger, refusals), client, drain)
+        stack.callback(gateway.tokenizer.close)
         health = _health(gateway, database, redis)
         stack.push_async_callback(health.aclose)
         health.state = "ready"

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from tests.support.server import GatewayPlan, GatewayProcess
-from tests.support.stand_in import ECHO, StandIn, refusal
+from tests.support.stand_in import ECHO, StandIn, not_started, refusal
 
 
 async def test_a_port_in_use_is_named_with_a_way_out(tmp_path: Path) -> None:
@@ -100,16 +100,17 @@ async def test_a_worker_that_cannot_boot_ends_the_start(tmp_path: Path) -> None:
 
 async def test_two_starts_at_once_on_one_port_leave_one_server(tmp_path: Path) -> None:
     gateways = [StandIn(tmp_path / name, GatewayPlan(catalogue=ECHO)) for name in ("one", "two")]
-    gateways[1].port = gateways[0].port
-    for gateway in gateways:
-        gateway.spawn()
-    ended, _ = await asyncio.wait(
-        [asyncio.create_task(gateway.ended(), name=str(index)) for index, gateway in enumerate(gateways)],
-        return_when=asyncio.FIRST_COMPLETED,
-    )
-    loser = gateways[int(next(iter(ended)).get_name())]
-    winner = gateways[1 - gateways.index(loser)]
-    assert "is in use" in loser.output("stderr")
-    await winner.one_titled("worker")
-    assert (await winner.get("/who"))[0] == 200
-    assert await winner.stop() == 0
+    async with not_started(gateways[0]), not_started(gateways[1]):
+        gateways[1].port = gateways[0].port
+        for gateway in gateways:
+            gateway.spawn()
+        ended, _ = await asyncio.wait(
+            [asyncio.create_task(gateway.ended(), name=str(index)) for index, gateway in enumerate(gateways)],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        loser = gateways[int(next(iter(ended)).get_name())]
+        winner = gateways[1 - gateways.index(loser)]
+        assert "is in use" in loser.output("stderr")
+        await winner.one_titled("worker")
+        assert (await winner.get("/who"))[0] == 200
+        assert await winner.stop() == 0

@@ -8,7 +8,7 @@ import orjson
 
 from tests.support.client import RawClient
 from tests.support.server import GatewayPlan, GatewayProcess
-from tests.support.stand_in import ECHO
+from tests.support.stand_in import ECHO, not_started
 from tests.support.waiting import eventually
 
 # What the banner is for: nothing given, everything made up. An empty variable counts as absent.
@@ -25,25 +25,25 @@ def curl_line(printed: str) -> list[str]:
 
 
 async def test_development_prints_what_was_made_once_and_a_line_that_streams(tmp_path: Path) -> None:
-    gateway = GatewayProcess(tmp_path, development())
-    await gateway.start()
-    await eventually(lambda: "curl -N" in gateway.output())
-    printed = gateway.output("stdout")
-    key = (gateway.data_dir / "first-key").read_text().strip()
-    assert printed.count(key) == 1
-    assert f"{gateway.base_url}/v1" in printed
-    assert "admin@" in printed
-    command = curl_line(printed)
-    assert command[:3] == ["curl", "-N", f"{gateway.base_url}/v1/chat/completions"]
-    assert command[4] == f"Authorization: Bearer $(cat {gateway.data_dir}/first-key)"
-    async with RawClient(gateway.base_url) as client:
-        headers = {"authorization": f"Bearer {key}"}
-        await client.send("POST", "/v1/chat/completions", headers=headers, json=orjson.loads(command[-1]))
-        assert (await client.head()).status == 200
-        contents = [event.content async for event in client.events()]
-    assert len([content for content in contents if content]) > 3
-    assert await gateway.stop() == 0
-    await _a_second_start_shows_no_secret(gateway, key, len(printed))
+    async with not_started(GatewayProcess(tmp_path, development())) as gateway:
+        await gateway.start()
+        await eventually(lambda: "curl -N" in gateway.output())
+        printed = gateway.output("stdout")
+        key = (gateway.data_dir / "first-key").read_text().strip()
+        assert printed.count(key) == 1
+        assert f"{gateway.base_url}/v1" in printed
+        assert "admin@" in printed
+        command = curl_line(printed)
+        assert command[:3] == ["curl", "-N", f"{gateway.base_url}/v1/chat/completions"]
+        assert command[4] == f"Authorization: Bearer $(cat {gateway.data_dir}/first-key)"
+        async with RawClient(gateway.base_url) as client:
+            headers = {"authorization": f"Bearer {key}"}
+            await client.send("POST", "/v1/chat/completions", headers=headers, json=orjson.loads(command[-1]))
+            assert (await client.head()).status == 200
+            contents = [event.content async for event in client.events()]
+        assert len([content for content in contents if content]) > 3
+        assert await gateway.stop() == 0
+        await _a_second_start_shows_no_secret(gateway, key, len(printed))
 
 
 async def _a_second_start_shows_no_secret(gateway: GatewayProcess, key: str, shown: int) -> None:

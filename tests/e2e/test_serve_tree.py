@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.client import ConnectionEnded, RawClient
 from tests.support.server import GatewayPlan
-from tests.support.stand_in import ECHO, LOCAL, StandIn, kill
+from tests.support.stand_in import ECHO, LOCAL, StandIn, kill, not_started
 from tests.support.waiting import eventually
 
 # Both are only read: the stand-ins open neither.
@@ -64,7 +64,7 @@ async def test_the_root_imports_neither_fastapi_nor_sqlalchemy() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_stop_lets_a_stream_end_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     async with StandIn(tmp_path, single(catalogue=LOCAL, drain_s=20)) as gateway, RawClient(gateway.base_url) as client:
-        await open_stream(client, seconds=2)
+        await open_stream(client, seconds=1)
         gateway.signal(number)
         assert (await client.body()).endswith(b"done\n")
         assert await gateway.ended() == 0
@@ -106,7 +106,7 @@ async def test_an_interrupt_in_development_prints_one_quiet_line(tmp_path: Path)
 
 async def test_a_killed_root_takes_its_tree_along_but_lets_the_stream_end(tmp_path: Path) -> None:
     async with StandIn(tmp_path, single(catalogue=LOCAL, drain_s=20)) as gateway, RawClient(gateway.base_url) as client:
-        await open_stream(client, seconds=2)
+        await open_stream(client, seconds=1)
         await gateway.kill9(root_alone=True)
         assert (await client.body()).endswith(b"done\n")
         await gateway.assert_nothing_left()
@@ -114,7 +114,7 @@ async def test_a_killed_root_takes_its_tree_along_but_lets_the_stream_end(tmp_pa
 
 
 async def test_after_a_killed_root_the_next_one_waits_for_the_port(tmp_path: Path) -> None:
-    async with StandIn(tmp_path, single(variables={"TIDEGATE_SERVER__LINGER_S": "4"})) as gateway:
+    async with StandIn(tmp_path, single(variables={"TIDEGATE_SERVER__LINGER_S": "2"})) as gateway:
         await gateway.kill9(root_alone=True)
         await gateway.start()
         assert await gateway.worker_pid() in {process.pid for process in gateway.titled("worker")}
@@ -137,20 +137,21 @@ async def test_signals_without_a_meaning_yet_change_nothing(tmp_path: Path) -> N
 
 
 async def test_a_stop_before_the_server_is_ready_leaves_nothing(tmp_path: Path) -> None:
-    gateway = StandIn(tmp_path, single(catalogue=LOCAL))
-    gateway.spawn()
-    await gateway.one_titled("model")
-    gateway.signal(signal.SIGTERM)
-    assert await gateway.ended() == 0
-    await gateway.assert_nothing_left()
+    async with not_started(StandIn(tmp_path, single(catalogue=LOCAL))) as gateway:
+        gateway.spawn()
+        await gateway.one_titled("model")
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.ended() == 0
+        await gateway.assert_nothing_left()
 
 
 async def test_while_it_lingers_the_server_answers_but_is_not_ready(tmp_path: Path) -> None:
-    plan = single(drain_s=2, variables={"TIDEGATE_SERVER__LINGER_S": "3"})
+    plan = single(variables={"TIDEGATE_SERVER__LINGER_S": "3600"})
     async with StandIn(tmp_path, plan) as gateway:
         gateway.signal(signal.SIGTERM)
         await eventually(lambda: _status_is(gateway, "/health/ready", 503))
         assert (await gateway.get("/who"))[0] == 200
+        gateway.signal(signal.SIGINT)
         assert await gateway.ended() == 0
 
 
@@ -163,14 +164,14 @@ async def _status_is(gateway: StandIn, path: str, status: int) -> bool:
 
 
 async def test_what_readiness_waits_for_is_said_once(tmp_path: Path) -> None:
-    gateway = StandIn(tmp_path, single())
-    gateway.tell("unready")
-    gateway.spawn()
-    await eventually(lambda: "still waiting for: tide" in gateway.output(), within_s=60)
-    (gateway.data_dir / "unready").unlink()
-    await eventually(lambda: '"ready"' in gateway.output())
-    assert gateway.output().count("still waiting") == 1
-    assert await gateway.stop() == 0
+    async with not_started(StandIn(tmp_path, single())) as gateway:
+        gateway.tell("unready")
+        gateway.spawn()
+        await eventually(lambda: "still waiting for: tide" in gateway.output(), within_s=60)
+        (gateway.data_dir / "unready").unlink()
+        await eventually(lambda: '"ready"' in gateway.output())
+        assert gateway.output().count("still waiting") == 1
+        assert await gateway.stop() == 0
 
 
 async def test_production_is_gunicorn_under_the_root(tmp_path: Path) -> None:
@@ -220,7 +221,8 @@ def _has_started(gateway: StandIn, workers: int) -> bool:
 
 async def test_gunicorn_drains_streams_when_it_is_stopped(tmp_path: Path) -> None:
     async with StandIn(tmp_path, gunicorn(drain_s=20)) as gateway, RawClient(gateway.base_url) as client:
-        await open_stream(client, seconds=2)
+        await eventually(partial(_has_started, gateway, 2), within_s=30)
+        await open_stream(client, seconds=1)
         gateway.signal(signal.SIGTERM)
         assert (await client.body()).endswith(b"done\n")
         assert await gateway.ended() == 0
@@ -241,7 +243,8 @@ async def test_gunicorn_hurries_too(tmp_path: Path) -> None:
 
 async def test_a_killed_root_ends_gunicorn_and_lets_the_stream_end(tmp_path: Path) -> None:
     async with StandIn(tmp_path, gunicorn(drain_s=20)) as gateway, RawClient(gateway.base_url) as client:
-        await open_stream(client, seconds=3)
+        await eventually(partial(_has_started, gateway, 2), within_s=30)
+        await open_stream(client, seconds=1)
         await gateway.kill9(root_alone=True)
         assert (await client.body()).endswith(b"done\n")
         await gateway.assert_nothing_left()
@@ -250,7 +253,8 @@ async def test_a_killed_root_ends_gunicorn_and_lets_the_stream_end(tmp_path: Pat
 
 async def test_a_killed_arbiter_ends_the_server_and_lets_the_stream_end(tmp_path: Path) -> None:
     async with StandIn(tmp_path, gunicorn(drain_s=20)) as gateway, RawClient(gateway.base_url) as client:
-        await open_stream(client, seconds=2)
+        await eventually(partial(_has_started, gateway, 2), within_s=30)
+        await open_stream(client, seconds=1)
         kill((await gateway.one_titled("arbiter")).pid)
         assert (await client.body()).endswith(b"done\n")
         assert await gateway.ended() == 1

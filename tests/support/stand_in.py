@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import orjson
 import psutil
@@ -16,6 +19,7 @@ from tests.support.waiting import eventually
 
 ECHO = '[upstreams.echo]\nprovider = "echo"\n[[models]]\nname = "echo"\nattempts = ["echo/echo"]\n'
 LOCAL = '[upstreams.local]\nprovider = "local"\n[[models]]\nname = "tide"\nattempts = ["local/tide"]\n'
+Gateway = TypeVar("Gateway", bound=GatewayProcess)
 _REPOSITORY = Path(__file__).parents[2]
 
 
@@ -80,6 +84,14 @@ class StandIn(GatewayProcess):
 def _with_tests(environ: dict[str, str]) -> dict[str, str]:
     places = [str(_REPOSITORY), environ.get("PYTHONPATH", "")]
     return environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+
+
+@asynccontextmanager
+async def not_started(gateway: Gateway) -> AsyncIterator[Gateway]:
+    """A gateway that the test starts itself; it is stopped at the end, also where the test fails."""
+    async with AsyncExitStack() as stack:
+        stack.push_async_exit(gateway)
+        yield gateway
 
 
 async def refusal(gateway: GatewayProcess) -> list[str]:

@@ -232,11 +232,11 @@ def test_a_usage_of_zero_is_a_usage(write: Callable[[object], bytes]) -> None:
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_usage_null_says_nothing_and_takes_nothing_back(write: Callable[[object], bytes]) -> None:
     reader = ChatReader()
-    assert reader.read(write(content_chunk("a", usage=None))) is Kind.CONTENT
-    assert reader.tokens is None
-    reader.read(write(content_chunk("b", usage={"prompt_tokens": 1, "completion_tokens": 2})))
-    assert reader.read(write(content_chunk("c", usage=None))) is Kind.CONTENT
-    assert reader.tokens == Tokens(input=1, output=2)
+    seen = []
+    for text, usage in [("a", None), ("b", {"prompt_tokens": 1, "completion_tokens": 2}), ("c", None)]:
+        assert reader.read(write(content_chunk(text, usage=usage))) is Kind.CONTENT
+        seen.append(reader.tokens)
+    assert seen == [None, Tokens(input=1, output=2), Tokens(input=1, output=2)]
     assert reader.deltas == 3
 
 
@@ -267,11 +267,11 @@ def test_a_stream_is_complete_once_every_choice_has_finished() -> None:
     finish = {
         n: data_event(orjson.dumps({"choices": [{"index": n, "delta": {}, "finish_reason": "stop"}]})) for n in range(2)
     }
-    reader.read(finish[0])
-    reader.read(finish[0])
-    assert not reader.complete
-    reader.read(finish[1])
-    assert reader.complete
+    seen = []
+    for n in (0, 0, 1):
+        reader.read(finish[n])
+        seen.append(reader.complete)
+    assert seen == [False, False, True]
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -279,8 +279,14 @@ def test_an_error_event_is_an_error_whatever_else_it_says(write: Callable[[objec
     reader = ChatReader()
     assert reader.read(write({"error": {"message": "out of memory", "code": 500}})) is Kind.ERROR
     assert reader.error == {"message": "out of memory", "code": 500}
-    assert ChatReader().read(write(content_chunk("a", error="overloaded"))) is Kind.ERROR
     assert not reader.complete
+    assert ChatReader().read(write(content_chunk("a", error="overloaded"))) is Kind.ERROR
+
+
+def test_an_error_that_is_no_unicode_is_an_error() -> None:
+    reader = ChatReader()
+    assert reader.read(data_event(b'{"error":{"message":"\xff"}}')) is Kind.ERROR
+    assert "message" in reader.error
 
 
 @pytest.mark.parametrize("none", [None, False, ""])
@@ -315,7 +321,6 @@ def test_done_is_done_in_every_frame() -> None:
         b'"error":{"',
         b'{"usage":{',
         b'{"choices":5,"usage":{"prompt_tokens":1}}',
-        b'{"error":{"message":"\xff"}}',
         b'{"usage":{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
         b'{"content":"',
     ],

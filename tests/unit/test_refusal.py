@@ -1,4 +1,4 @@
-"""What an upstream's refusal is to the caller: its own where it is of the request, a 502 where it is of the operator."""
+"""An upstream's refusal as the caller sees it: its own where it is of the request, else a 502."""
 
 import json
 from collections.abc import AsyncIterator, Mapping

@@ -193,7 +193,11 @@ def test_what_the_api_allows_passes(field: str, good: list[object]) -> None:
         ("messages", [None, "Hello", {}, [], 5], "messages"),
         ("messages", [["Hello"], [None]], "messages[0]"),
         ("messages", [[*MESSAGES, {"role": "robot"}], [*MESSAGES, {"content": "x"}]], "messages[1].role"),
-        ("messages", [[{"role": "user", "content": wrong}] for wrong in (5, True, {})], "messages[0].content"),
+        (
+            "messages",
+            [[{"role": "user", "content": 5}], [{"role": "user", "content": True}], [{"role": "user", "content": {}}]],
+            "messages[0].content",
+        ),
         ("messages", [[{"role": "user", "content": ["x"]}]], "messages[0].content[0]"),
         (
             "messages",

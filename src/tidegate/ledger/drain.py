@@ -99,10 +99,12 @@ class Drain:
                 break
             self._segment += 1
             self._offset = 0
-        for segment in self._journal.removable(before=self._segment):
-            self._journal.remove(segment)
         if unwritten := self._journal.take_unwritten():
             await self._insert_unwritten(unwritten)
+        if not self._journal.has_unwritten:
+            # Of an entry that only memory holds, the open record is all that would survive us.
+            for segment in self._journal.removable(before=self._segment):
+                self._journal.remove(segment)
 
     async def _insert_unwritten(self, entries: list[Entry]) -> None:
         try:

@@ -3,12 +3,14 @@
 A journal is a directory of one writer, which holds the lock on its `lock` file while it lives; the kernel lets go of
 it when the writer dies, however it dies. Whoever then gets the lock settles what was left open (`recovery.py`). Records
 are lines of JSON in numbered segments, written by one `write` each: they are in the kernel when the call returns, so
-they survive the process. A segment goes once the database has all that it says and nothing that it opened is open.
+they survive the process. A segment goes once the database has all that it says and nothing is open that it or an
+earlier one opened: what is said of an open entry may stand in any segment from its own on.
 
 One way: road → journal → `drain.py` → database. The journal is the queue; memory holds no entries that wait.
 """
 
 import fcntl
+import itertools
 import os
 import shutil
 import time
@@ -147,8 +149,8 @@ class Journal:
         return bool(self._unwritten)
 
     def removable(self, *, before: int) -> list[int]:
-        """Segments before this one of which nothing is needed any more."""
-        return [segment for segment in self._kept if segment < before and self._is_finished(segment)]
+        """Segments before this one of which nothing is needed any more, none behind one that is still needed."""
+        return list(itertools.takewhile(lambda segment: segment < before and self._is_finished(segment), self._kept))
 
     def remove(self, segment: int) -> None:
         self._open_by_segment.pop(segment, None)
@@ -235,4 +237,6 @@ def read_records(path: Path, offset: int, most_bytes: int) -> tuple[list[Record]
     except FileNotFoundError:
         return [], offset
     end = data.rfind(b"\n") + 1
+    if not end and len(data) == most_bytes:
+        return read_records(path, offset, 2 * most_bytes)
     return [decoder.decode(line) for line in data[:end].splitlines()], offset + end

@@ -110,7 +110,7 @@ def _locked(directory: Path) -> Iterator[bool]:
     """Whether the journal's lock is ours: its writer is dead and nobody else has settled it meanwhile."""
     try:
         fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         yield False
         return
     try:

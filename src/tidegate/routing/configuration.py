@@ -115,8 +115,9 @@ def _syntax_line(text: str, error: tomllib.TOMLDecodeError) -> int:
 
 def _faults(source: str, text: str, found: list[ErrorDetails]) -> Iterator[str]:
     for fault in found:
-        depth = len(fault["loc"])
-        if fault["type"] == "too_short" and any(other["loc"][:depth] == fault["loc"] != other["loc"] for other in found):
+        location = fault["loc"]
+        below = [other for other in found if other["loc"] != location and other["loc"][: len(location)] == location]
+        if fault["type"] == "too_short" and below:
             # The list is only short because its members are at fault.
             continue
         names_do_not_meet = fault.get("ctx", {}).get("error")
@@ -124,7 +125,7 @@ def _faults(source: str, text: str, found: list[ErrorDetails]) -> Iterator[str]:
             for place, message in names_do_not_meet.faults:
                 yield _told(source, text, place, message)
             continue
-        place = _place(fault["loc"])
+        place = _place(location)
         yield _told(source, text, place, _message(fault, place))
 
 

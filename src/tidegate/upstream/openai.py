@@ -13,10 +13,12 @@ import httpx2
 
 from tidegate.errors import UpstreamError, UpstreamTimeout
 from tidegate.upstream.provider import Answer, UpstreamRequest
+from tidegate.upstream.transport import UpstreamTransport
 
 # A close so soon after sending is of the idle connection, not of the work on it.
 _STALE_CONNECTION_WITHIN_S = 1.0
 _CLOSE_WITHIN_S = 1.0
+_KEEPALIVE_S = 60.0
 _PASSED = frozenset({"x-request-id", "retry-after"})
 _PASSED_PREFIX = "x-ratelimit-"
 
@@ -24,10 +26,7 @@ _PASSED_PREFIX = "x-ratelimit-"
 def open_client() -> httpx2.AsyncClient:
     """The one client of a process. How many requests run at once is for the slots to say, not for its pool."""
     return httpx2.AsyncClient(
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=60.0),
-        timeout=None,
-        trust_env=False,
-        follow_redirects=False,
+        transport=UpstreamTransport(keepalive_s=_KEEPALIVE_S), timeout=None, trust_env=False, follow_redirects=False
     )
 
 
