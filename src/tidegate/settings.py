@@ -8,6 +8,7 @@ every faulty variable at once. Nothing is read at import.
 """
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -46,6 +47,7 @@ class SettingsError(Exception):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+        self.in_production = os.environ.get(f"{PREFIX}ENVIRONMENT") == "production"
 
 
 def _split(value: Any) -> Any:
@@ -119,6 +121,17 @@ class HttpSettings(Group):
     trusted_proxies: CommaSeparated = Field((), description="addresses or CIDRs whose X-Forwarded-For is believed")
     max_body_bytes: PositiveInt = Field(20 * 1024 * 1024, description="413 past it")
     end_user_headers: CommaSeparated = Field((), description="headers of trusted front ends that name the end user")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                if proxy != "*":
+                    raise ValueError(f"{proxy!r} is neither an address nor a CIDR, such as 10.0.0.0/8") from None
+        return proxies
 
 
 class ServerSettings(Group):

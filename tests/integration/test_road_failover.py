@@ -60,7 +60,7 @@ def went_over(entry: Json, *, first: str, outcome: str = "upstream_failed", stat
 
 
 GOES_OVER: dict[str, tuple[Behaviour, int]] = {
-    **{f"status-{status}": (refusal(status), status) for status in (401, 403, 408, 429, 500, 502, 503, 529)},
+    **{f"status-{status}": (refusal(status), status) for status in (401, 403, 408, 429, 500, 502, 503)},
     "html-200": (html(200), 200),
     "html-404": (html(404), 404),
     "json-for-a-stream": (Answer(body=b'{"choices": []}'), 200),

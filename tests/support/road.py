@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from pydantic import SecretStr
 from sqlalchemy.pool import QueuePool
@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.support.client import Event, Head, RawClient
 from tests.support.credentials import keyrings, secret_settings
 from tests.support.server import ADMIN_EMAIL, API_KEY, in_process_server
+from tests.support.sockets import towards
 from tests.support.waiting import NeverHappened, eventually
 from tests.support.wire import Exchange, Pause
 from tidegate.accounts.bootstrap import bootstrap
@@ -39,6 +40,7 @@ from tidegate.settings import AuthSettings, BootstrapSettings, HttpSettings, Ser
 from tidegate.storage.database import Database
 from tidegate.storage.migrate import migrate
 from tidegate.upstream.openai import OpenAIProvider
+from tidegate.upstream.transport import UpstreamTransport
 
 Json = dict[str, Any]
 CHAT = "/v1/chat/completions"
@@ -270,14 +272,22 @@ class Road:
             raise AssertionError(f"still held: {self.what_is_held()}") from None
 
     def _upstream_connections(self) -> list[str]:
+        """Connections to upstreams, as the kernel counts them, that are not idle in the client's keeping."""
         held = []
+        kept = self._idle_connections()
+        for port in {urlsplit(upstream.base_url).port for upstream in self.gateway.catalogue.upstreams.values()}:
+            opened = 0 if port is None else len(towards(port, "established"))
+            if port is not None and opened > kept.get(port, 0):
+                held.append(f"{opened} connections to the upstream at {port}, {kept.get(port, 0)} of them idle")
+        return held
+
+    def _idle_connections(self) -> dict[int, int]:
         for provider in self.gateway.providers.values():
             if isinstance(provider, OpenAIProvider):
-                pool: Any = provider._client._transport._pool  # type: ignore[attr-defined]
-                held += [f"upstream connection {c!r}" for c in pool.connections if not (c.is_idle() or c.is_closed())]
-                held += [f"upstream request {r!r}" for r in pool._requests]
-                break
-        return held
+                transport = provider._client._transport
+                assert isinstance(transport, UpstreamTransport)
+                return {port or 80: len(place.idle) for (_, _, port), place in transport._origins.items()}
+        return {}
 
 
 @dataclass

@@ -67,7 +67,8 @@ class ProcessSlots:
         except BaseException as error:
             if ticket.done() and not ticket.cancelled():
                 self._give_back()
-            else:
+            elif ticket in self._queue:
+                # Not there: a slot was given back since the cancellation, and passed this ticket by.
                 self._queue.remove(ticket)
             if isinstance(error, TimeoutError):
                 raise Overloaded(

@@ -47,6 +47,6 @@ def serve(host: str | None, port: int | None, workers: str | None, config: Path 
     try:
         settings = load_settings({name: str(value) for name, value in flags.items() if value is not None})
     except SettingsError as refusal:
-        print_faults(refusal.faults, as_json=False)
+        print_faults(refusal.faults, as_json=refusal.in_production)
         sys.exit(1)
     sys.exit(run(settings))

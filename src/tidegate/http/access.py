@@ -17,6 +17,7 @@ from tidegate.telemetry.redaction import may_hold_secret, redact_fields
 
 LOGGER = "tidegate.access"
 _LONGEST_PATH = 1024
+_PROBES = "/health"
 _MILLISECONDS = tuple(f"{n:03d}Z" for n in range(1000))
 
 
@@ -30,6 +31,8 @@ class AccessLog:
 
     def __init__(self, handler: LineHandler | None) -> None:
         self._is_wanted = logging.getLogger(LOGGER).isEnabledFor(logging.INFO)
+        # Probes come every second and say nothing of callers: their lines are for who looks closely.
+        self._wants_probes = logging.getLogger(LOGGER).isEnabledFor(logging.DEBUG)
         self._log = get_logger(LOGGER)
         self._writer = handler.writer if handler is not None and not handler.console else None
         self._process = handler.process if handler is not None else ""
@@ -37,7 +40,7 @@ class AccessLog:
         self._second, self._stamp = -1, ""
 
     def write(self, context: RequestContext) -> None:
-        if not self._is_wanted:
+        if not self._is_wanted or (context.path.startswith(_PROBES) and not self._wants_probes):
             return
         if self._writer is None:
             self._log.info("request", **_told(context, {}))

@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from tidegate.http.protocol import TidegateHttpProtocol
 from tidegate.server.bounds import SETTLE_S
 from tidegate.server.listening import BACKLOG
 from tidegate.settings import Settings
@@ -30,7 +31,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=TidegateHttpProtocol,
         ws="none",
         lifespan="on",
         interface="asgi3",

@@ -31,7 +31,7 @@ from tidegate.server.model_keeper import Backoff, ModelKeeper
 from tidegate.server.pools import worker_count
 from tidegate.server.readiness import until_ready
 from tidegate.server.refusal import EXIT_REFUSED, StartRefused, print_faults
-from tidegate.settings import Settings
+from tidegate.settings import Settings, unknown_variables
 from tidegate.telemetry.logging import configure_logging, get_logger
 
 # How long a killed root's children may still hold the port.
@@ -75,6 +75,8 @@ def run(settings: Settings, parts: Parts | None = None) -> int:
     """Serves until it is told to stop. Returns the exit code; a refused start has printed its faults."""
     setproctitle("tidegate: root")
     configure_logging(settings, process="root")
+    for line in unknown_variables():
+        get_logger(__name__).warning(line)
     try:
         catalogue = load_catalogue(settings)
         workers = worker_count(settings, usable_cpus())

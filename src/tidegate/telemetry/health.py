@@ -18,6 +18,8 @@ log = get_logger(__name__)
 
 CHECK_TIMEOUT_S = 1.0
 FRESH_S = 1.0
+# Who starts a server waits for it.
+FRESH_UNTIL_READY_S = 0.1
 
 State = Literal["starting", "ready", "draining", "behind"]
 Check = Callable[[], Awaitable[str | None]]
@@ -101,11 +103,12 @@ class HealthBoard:
         self._dependencies[name] = _Dependency(check, degrades_as or name, must_have_answered)
 
     async def results(self, *, within_s: float | None = None) -> dict[str, CheckResult]:
-        """What each dependency's check found, at most a second ago.
+        """What each dependency's check found, at most a second ago (a tenth of one until this process is ready).
 
         With `within_s` it waits no longer than that, and gives what was found before.
         """
-        if self._round is None and self._clock() - self._checked_at >= FRESH_S:
+        fresh_s = FRESH_S if self.is_ready else FRESH_UNTIL_READY_S
+        if self._round is None and self._clock() - self._checked_at >= fresh_s:
             # A context of its own: the round is not one request's work.
             self._round = asyncio.create_task(self._check_all(), context=contextvars.Context())
         if self._round is not None:
@@ -153,8 +156,12 @@ class HealthBoard:
     def _told(self, name: str, result: CheckResult, reason: str) -> CheckResult:
         """Logs a change, not a state."""
         before = self._results.get(name)
+        dependency = self._dependencies[name]
         if result.status == "down" and (before is None or before.status == "ok"):
-            log.warning("a dependency is down", dependency=name, reason=reason[:500])
+            if dependency.must_have_answered and not dependency.has_answered:
+                log.info("waiting for a dependency", dependency=name, reason=reason[:500])
+            else:
+                log.warning("a dependency is down", dependency=name, reason=reason[:500])
         elif result.status == "ok" and before is not None and before.status == "down":
             log.info("a dependency is back", dependency=name)
         return result

@@ -16,7 +16,7 @@ Phase = Literal["headers", "first_token", "idle", "total"]
 
 
 class Deadlines:
-    """Bounds the body of a `with` block. Leaves by `UpstreamTimeout` with the phase that ran out.
+    """Bounds the body of a `with` block. Where it cuts it short, it leaves by `UpstreamTimeout` with the phase.
 
     >>> with Deadlines("openai", total_s=600) as deadlines:
     ...     deadlines.expect("headers", 60)
@@ -61,7 +61,8 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         swallowed = self._scope.__exit__(kind, error, trace)
-        if self._missed is not None and (self._scope.cancelled_caught or error is None):
+        # Only what it cut short was too late: work that was done when the timer fired, as in closing, is done.
+        if self._missed is not None and self._scope.cancelled_caught:
             phase, seconds = self._missed
             raise UpstreamTimeout(phase, seconds, upstream=self._upstream) from None
         return swallowed
