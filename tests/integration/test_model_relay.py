@@ -23,7 +23,7 @@ async def test_a_stream_passes_byte_for_byte_but_for_the_progress_that_was_asked
     async with model(path) as at, hold(worker(path)) as lease:
         async with call(lease) as reader:
             answer = await reader.read()
-        assert json.loads(at.engine.bodies[0]) == {"return_progress": True, **json.loads(BODY)}
+        assert json.loads(at.engine.bodies[0]) == {"return_progress": True, "cache_prompt": False, **json.loads(BODY)}
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK")
     done = b"data: [DONE]\n\n"

@@ -1,7 +1,9 @@
 """What a stream is when it passes the road, and how each of its ends is told."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -31,7 +33,7 @@ async def road(upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFact
         "never": {**plain, "usage_request": "never"},
         "learns": plain,
     }
-    models = {"m": "plain/m", "other-name": "plain/m", **{name: f"{name}/m" for name in upstreams}}
+    models = {"m": "plain/m", "any/*": "plain/*", "other-name": "plain/m", **{name: f"{name}/m" for name in upstreams}}
     async with open_road(tmp_path_factory.mktemp("road"), catalogue_of(upstreams, models)) as opened:
         yield opened
 
@@ -73,24 +75,25 @@ def is_usage(event: Event) -> bool:
 
 
 @pytest.mark.parametrize("asked", [{}, ASKED], ids=["usage-not-asked", "usage-asked"])
-@pytest.mark.parametrize("shape", SHAPES)
-async def test_a_stream_passes_byte_for_byte(
-    shape: str, asked: Json, road: Road, upstream: ScriptedUpstream, request: pytest.FixtureRequest
-) -> None:
-    label = request.node.callspec.id
-    upstream.enqueue(SHAPES[shape], SHAPES[shape])
-    direct = await Caller(upstream.base_url.removesuffix("/v1")).chat("direct", **ASKED)
-    reply = await road.caller.chat(label, **asked)
-    assert reply.status == 200
-    assert reply.head.headers["content-type"].startswith("text/event-stream")
-    expected = [event.raw for event in direct.events if asked or not is_usage(event)]
-    assert reply.body == b"".join(expected)
-    entry = await road.caller.entry(label)
-    assert entry["outcome"] == "completed"
-    assert entry["finish_reason"] == SHAPES[shape].finish_reason
-    deltas = len(SHAPES[shape].deltas)
-    assert (entry["usage_source"], entry["input_tokens"]) == ("provider", 7)
-    assert entry["output_tokens"] + entry["reasoning_tokens"] == deltas
+async def test_a_stream_passes_byte_for_byte(asked: Json, road: Road, upstream: ScriptedUpstream) -> None:
+    upstream.by_model.update(SHAPES)
+    direct = Caller(upstream.base_url.removesuffix("/v1"))
+
+    async def passes(shape: str) -> None:
+        label = f"{shape}-{bool(asked)}"
+        sent = await direct.chat("direct", model=shape, **ASKED)
+        reply = await road.caller.chat(label, model=f"any/{shape}", **asked)
+        assert reply.status == 200
+        assert reply.head.headers["content-type"].startswith("text/event-stream")
+        expected = [event.raw for event in sent.events if asked or not is_usage(event)]
+        assert reply.body == b"".join(expected), shape
+        entry = await road.caller.entry(label)
+        assert entry["outcome"] == "completed"
+        assert entry["finish_reason"] == SHAPES[shape].finish_reason
+        assert (entry["usage_source"], entry["input_tokens"]) == ("provider", 7)
+        assert entry["output_tokens"] + entry["reasoning_tokens"] == len(SHAPES[shape].deltas)
+
+    await asyncio.gather(*(passes(shape) for shape in SHAPES))
 
 
 async def test_the_request_goes_on_as_it_came_but_for_model_and_usage(road: Road, upstream: ScriptedUpstream) -> None:
@@ -296,6 +299,22 @@ async def test_a_body_that_ends_late_after_done_is_complete_at_done(road: Road, 
     assert (entry["outcome"], entry["status"]) == ("completed", 200)
     await upstream.wait_for(lambda: upstream.last.closed_early)
     gate.open()
+
+
+@pytest.mark.parametrize("ending", ["fin", "rst"])
+async def test_what_the_upstream_does_after_done_changes_nothing(
+    ending: Literal["fin", "rst"], road: Road, upstream: ScriptedUpstream
+) -> None:
+    gate = Gate()
+    upstream.enqueue(Script(pieces=[chunk("a"), chunk(finish_reason="stop") + DONE, gate], ending=ending))
+    async with road.client() as client:
+        await road.caller.ask(client, f"breaks-after-done-{ending}")
+        await client.head()
+        async for event in client.events():
+            if event.is_done:
+                gate.open()
+    entry = await road.caller.entry(f"breaks-after-done-{ending}")
+    assert (entry["outcome"], entry["status"], entry["finish_reason"]) == ("completed", 200, "stop")
 
 
 async def test_a_client_that_leaves_once_it_has_everything_did_not_hang_up(

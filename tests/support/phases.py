@@ -30,9 +30,13 @@ class Flood:
     total_bytes: int = 64 * 1024 * 1024
     event_bytes: int = 16 * 1024
 
+    @property
+    def event(self) -> bytes:
+        return chunk("x" * self.event_bytes)
+
     async def answer(self, exchange: Exchange) -> None:
         await exchange.start(200, [("content-type", "text/event-stream")])
-        event = chunk("x" * self.event_bytes)
+        event = self.event
         for _ in range(self.total_bytes // len(event)):
             await exchange.send(event)
             exchange.received.sent_events += 1

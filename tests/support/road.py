@@ -222,6 +222,8 @@ class Road:
     leaving: "Leaving"
     tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
     """Those that ran before the first request."""
+    strangers: Mapping[int, int] = field(default_factory=dict)
+    """The connections to upstreams that stood before it."""
 
     @property
     def base_url(self) -> str:
@@ -273,13 +275,18 @@ class Road:
 
     def _upstream_connections(self) -> list[str]:
         """Connections to upstreams, as the kernel counts them, that are not idle in the client's keeping."""
-        held = []
         kept = self._idle_connections()
-        for port in {urlsplit(upstream.base_url).port for upstream in self.gateway.catalogue.upstreams.values()}:
-            opened = 0 if port is None else len(towards(port, "established"))
-            if port is not None and opened > kept.get(port, 0):
-                held.append(f"{opened} connections to the upstream at {port}, {kept.get(port, 0)} of them idle")
-        return held
+        opened = self.established()
+        return [
+            f"{count} connections to the upstream at {port}, {kept.get(port, 0)} of them idle"
+            for port, count in opened.items()
+            if count > kept.get(port, 0) + self.strangers.get(port, 0)
+        ]
+
+    def established(self) -> dict[int, int]:
+        """By the port of each upstream, how many connections this machine has to it."""
+        ports = {urlsplit(upstream.base_url).port for upstream in self.gateway.catalogue.upstreams.values()}
+        return {port: len(towards(port, "established")) for port in ports if port is not None}
 
     def _idle_connections(self) -> dict[int, int]:
         for provider in self.gateway.providers.values():
@@ -313,6 +320,7 @@ async def open_road(folder: Path, catalogue: str, *, max_body_bytes: int = 20 * 
         # Opens the pool and the caches, and is on the way of no test.
         await road.caller.entries()
         road.tasks = asyncio.all_tasks()
+        road.strangers = road.established()
         yield road
 
 

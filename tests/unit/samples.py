@@ -1,22 +1,30 @@
-"""What several unit tests of the road are made of: cut streams, prices, entries, a store that fails when told."""
+"""What several unit tests of the road are made of: cut streams, entries, requests, plans, a store that fails."""
 
 import asyncio
 import copy
 import itertools
+import json
 import os
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import strategies as st
 
 from tests.support.ledger_entries import NOON
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
-from tidegate.ledger.entry import Attempt, Ending, Entry, OpenEntry, close_entry, new_entry_id
+from tidegate.auth.principal import Principal
+from tidegate.http.context import RequestContext
+from tidegate.inference.client import Client
+from tidegate.inference.exchange import Exchange, RoadHeaders
+from tidegate.inference.wire import ChatCall, parse_chat
+from tidegate.ledger.entry import Attempt, Attribution, Ending, Entry, OpenEntry, close_entry, new_entry_id
 from tidegate.ledger.journal import AttemptBegun, Journal
 from tidegate.ledger.prices import Price, price_from_table
+from tidegate.routing.catalogue import CatalogueTable, build_catalogue
+from tidegate.routing.plan import Plan
 
 
 def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
@@ -79,3 +87,31 @@ def die(journal: Journal) -> None:
     """Lets go of a journal as the kernel does for a process that is killed."""
     os.close(journal._fd)
     os.close(journal._lock_fd)
+
+
+def a_call(**fields: Any) -> ChatCall:
+    """A chat call of one message, and `fields`."""
+    members = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], **fields}
+    return parse_chat(json.dumps(members).encode())
+
+
+def an_exchange(*, deadline_at: float | None = None, client: Client | None = None, **fields: Any) -> Exchange:
+    """A request of a key, whose call has `fields`."""
+    return Exchange(
+        call=a_call(**fields),
+        principal=Principal(workspace_id=DEFAULT_WORKSPACE_ID, key_id=uuid.UUID(int=1), user_id=uuid.UUID(int=2)),
+        context=RequestContext("r-1", "POST", "/v1/chat/completions", "::1", "curl"),
+        client=client or cast("Client", None),
+        attribution=Attribution(end_user="e", session_id="s", tags={"a": "b"}),
+        headers=RoadHeaders({}),
+        deadline_at=deadline_at,
+    )
+
+
+def a_plan(*attempts: str, price: dict[str, str] | None = None, **fields: Any) -> Plan:
+    """The plan for the model `m` with these attempts at the upstreams `one` and `two`, and `fields`."""
+    upstreams = {name: {"provider": "openai", "base_url": "http://127.0.0.1:1/v1"} for name in ("one", "two")}
+    model = {"name": "m", "attempts": attempts or ("one/m",), **({"price": price} if price else {}), **fields}
+    catalogue = build_catalogue(CatalogueTable.model_validate({"upstreams": upstreams, "models": [model]}), {})
+    [only] = catalogue.models
+    return Plan("m", only, only.attempts)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.waiting import eventually
+from tests.unit.virtual_time import in_virtual_time, now
 from tidegate.auth.principal import Principal
 from tidegate.auth.principal_cache import CacheBounds, PrincipalCache
 from tidegate.errors import InvalidApiKey, InvalidToken, Unavailable
@@ -278,16 +279,89 @@ async def test_the_one_looked_up_least_recently_is_displaced_first() -> None:
     assert B not in cache._admitted
 
 
-async def test_look_ups_at_once_are_bounded() -> None:
+async def test_unknown_credentials_that_wait_for_a_look_up_are_bounded() -> None:
     judge = Judge()
-    cache = _cache(Clock(), CacheBounds(look_ups_at_once=3, answer_s=LONG_S))
+    cache = _cache(Clock(), CacheBounds(unknown_at_once=2, unknown_waiting=3, answer_s=LONG_S, turn_s=LONG_S))
     judge.gate.clear()
-    asking = [asyncio.create_task(cache.resolve(b"%d" % n, judge)) for n in range(3)]
-    await eventually(lambda: judge.calls == 3)
-    with pytest.raises(Unavailable):
+    asking = [asyncio.create_task(cache.resolve(b"%d" % n, judge)) for n in range(5)]
+    await eventually(lambda: judge.calls == 2 and cache._unknown_waiting == 3)
+    with pytest.raises(Unavailable, match="So many") as refused:
         await cache.resolve(b"one more", judge)
+    assert refused.value.headers["Retry-After"] == "1"
+    assert cache._database_answers
     judge.gate.set()
     await asyncio.gather(*asking)
+    assert judge.calls == 5
+    assert cache._unknown_waiting == 0
+    assert not cache._flights
+
+
+@in_virtual_time
+async def test_a_turn_that_does_not_come_is_no_silence_of_the_database() -> None:
+    judge, cache = Judge(), PrincipalCache(CacheBounds(unknown_at_once=1, turn_s=0.5, answer_s=1.0), now)
+    judge.gate.clear()
+    first = asyncio.create_task(cache.resolve(A, judge))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="So many"):
+        await cache.resolve(B, judge)
+    assert now() == 0.5
+    assert cache._database_answers
+    judge.gate.set()
+    await first
+
+
+@in_virtual_time
+async def test_a_flood_of_wrong_keys_neither_refuses_right_ones_nor_hides_a_revocation() -> None:
+    pool, workspace_id, revoked, seen = asyncio.Semaphore(5), uuid.uuid4(), False, 0
+
+    async def judge(*, is_right: bool) -> Principal:
+        nonlocal seen
+        async with pool:
+            seen = max(seen, 5 - pool._value)
+            await asyncio.sleep(0.02)
+        if not is_right:
+            raise InvalidApiKey("no such key")
+        return Principal(workspace_id=workspace_id)
+
+    async def wrong(n: int) -> None:
+        with pytest.raises(InvalidApiKey):
+            await cache.resolve(b"wrong%d" % n, lambda: judge(is_right=False))
+
+    cache = PrincipalCache(CacheBounds(), now)
+    known = await cache.resolve(A, lambda: judge(is_right=True))
+    await asyncio.sleep(5)
+    flood = [asyncio.create_task(wrong(n)) for n in range(500)]
+    await asyncio.sleep(0)
+    assert cache.fresh(A) is None
+    assert known.workspace_id == workspace_id
+    revoked = True
+    began = now()
+    with pytest.raises(InvalidApiKey):
+        await cache.resolve(A, lambda: judge(is_right=not revoked))
+    assert now() - began < 0.1
+    # Behind them all, and soon: 500 look-ups of 20 ms, four at a time.
+    assert (await cache.resolve(B, lambda: judge(is_right=True))).workspace_id == workspace_id
+    assert now() - began < 3
+    await asyncio.gather(*flood)
+    assert cache.stale_uses == 0
+    assert seen <= 5
+
+
+@in_virtual_time
+async def test_while_the_database_is_silent_an_unknown_credential_waits_for_no_turn() -> None:
+    judge, cache = Judge(), PrincipalCache(CacheBounds(unknown_at_once=1), now)
+    judge.gate.clear()
+    with pytest.raises(Unavailable, match="did not answer"):
+        await cache.resolve(A, judge)
+    trying = asyncio.create_task(cache.resolve(B, judge))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    began = now()
+    with pytest.raises(Unavailable, match="did not answer"):
+        await cache.resolve(b"c", judge)
+    assert now() == began
+    with pytest.raises(Unavailable):
+        await trying
 
 
 async def test_closing_ends_what_is_under_way() -> None:

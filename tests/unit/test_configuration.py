@@ -224,11 +224,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_references_are_resolved_and_what_is_not_there_is_told(tmp_path: Path) -> None:
-    there, empty, binary = (tmp_path / name for name in ("there", "empty", "binary"))
+    there, empty, binary, lines = (tmp_path / name for name in ("there", "empty", "binary", "lines"))
     there.write_text(f"  {SECRET}\n")
+    lines.write_text(f"{SECRET}\n{SECRET}\n")
     empty.write_text("\n")
     binary.write_bytes(b"\xff")
-    present = [(f"file:{there}", SECRET), ("env:PATH", os.environ["PATH"]), (SECRET, SECRET)]
+    present = [
+        (f"file:{there}", SECRET),
+        ("env:PYTEST_VERSION", os.environ["PYTEST_VERSION"]),
+        (SECRET, SECRET),
+        (f"{SECRET}\\n", SECRET),
+    ]
     for reference, value in present:
         api_key = load(a=f'api_key = "{reference}"').upstreams["a"].api_key
         assert api_key is not None
@@ -238,6 +244,8 @@ def test_references_are_resolved_and_what_is_not_there_is_told(tmp_path: Path) -
         (f"file:{tmp_path / 'none'}", f"there is nothing at file:{tmp_path / 'none'}"),
         (f"file:{empty}", f"there is nothing at file:{empty}"),
         (f"file:{binary}", f"file:{binary} cannot be read: it is not UTF-8"),
+        (f"file:{lines}", "the key holds a blank, a line end or another character that no header can carry"),
+        (f"{SECRET}\\u00e9", "the key holds a blank, a line end or another character that no header can carry"),
     ]:
         assert faults(a=f'api_key = "{reference}"') == [f"6: upstreams.a.api_key: {reason}"]
 

@@ -1,202 +1,214 @@
 """Each phase has its own deadline and its own error; what is not the upstream's time is nobody's but the total's."""
 
 import asyncio
-from collections.abc import Callable
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.support.waiting import eventually
+from tests.unit.virtual_time import in_virtual_time, now
 from tidegate.errors import UpstreamTimeout
 from tidegate.upstream.deadlines import Deadlines, Phase
 
-SHORT_S = 0.02
-LONG_S = 600.0
+Step = tuple[str, float]
 
 
-def has_passed(seconds: float) -> Callable[[], bool]:
-    """Whether so much of the loop's time has passed since this call."""
-    loop = asyncio.get_running_loop()
-    at = loop.time() + seconds
-    return lambda: loop.time() >= at
+async def timed_out(*steps: Step, total_s: float) -> tuple[str, float]:
+    """The phase that ran out and when, to the millisecond, in work that does these steps and then waits for ever.
 
-
-async def forever() -> None:
-    await asyncio.Event().wait()
+    A step is a phase with its seconds, `wait` with its seconds, or `relax`.
+    """
+    began = now()
+    try:
+        with Deadlines("scripted", total_s=total_s) as deadlines:
+            for what, seconds in steps:
+                if what == "wait":
+                    await asyncio.sleep(seconds)
+                elif what == "relax":
+                    deadlines.relax()
+                else:
+                    deadlines.expect(what, seconds)  # type: ignore[arg-type]
+            await asyncio.Event().wait()
+    except UpstreamTimeout as error:
+        return error.phase, round(now() - began, 3)
+    raise AssertionError
 
 
 @pytest.mark.parametrize(
     ("phase", "words"),
     [
-        ("headers", "headers timeout: the upstream 'scripted' sent no response headers within 0.02 s."),
-        ("first_token", "first_token timeout: the upstream 'scripted' sent no first token within 0.02 s."),
-        ("idle", "idle timeout: the upstream 'scripted' sent nothing more for 0.02 s."),
+        ("headers", "headers timeout: the upstream 'scripted' sent no response headers within 20 s."),
+        ("first_token", "first_token timeout: the upstream 'scripted' sent no first token within 20 s."),
+        ("idle", "idle timeout: the upstream 'scripted' sent nothing more for 20 s."),
     ],
 )
+@in_virtual_time
 async def test_each_phase_runs_out_with_its_own_words(phase: Phase, words: str) -> None:
-    with pytest.raises(UpstreamTimeout) as caught, Deadlines("scripted", total_s=LONG_S) as deadlines:
-        deadlines.expect(phase, SHORT_S)
-        await forever()
+    async def work() -> None:
+        with Deadlines("scripted", total_s=600) as deadlines:
+            deadlines.expect(phase, 20)
+            await asyncio.Event().wait()
+
+    with pytest.raises(UpstreamTimeout) as caught:
+        await work()
     assert (caught.value.phase, caught.value.message, caught.value.http_status) == (phase, words, 504)
-    assert caught.value.__cause__ is None
+    assert (now(), caught.value.__cause__) == (20, None)
     await asyncio.sleep(0)
 
 
-async def test_the_total_bounds_what_has_no_phase() -> None:
-    with pytest.raises(UpstreamTimeout, match="total timeout: the upstream 'scripted' did not finish within 0.02 s"):
-        with Deadlines("scripted", total_s=SHORT_S):
-            await forever()
+@pytest.mark.parametrize(
+    ("steps", "total_s", "phase", "at"),
+    [
+        # The total bounds what has no phase, and a phase that would be longer; phases do not put it off.
+        ([], 30, "total", 30),
+        ([("first_token", 60)], 30, "total", 30),
+        ([("idle", 20), ("wait", 15), ("idle", 20)], 30, "total", 30),
+        ([("first_token", 30)], 30, "total", 30),
+        # A phase counts from when it is expected, and the last one holds.
+        ([("wait", 7), ("headers", 20)], 600, "headers", 27),
+        ([("headers", 20), ("wait", 19), ("first_token", 20)], 600, "first_token", 39),
+        ([("headers", 300), ("first_token", 200), ("idle", 5)], 600, "idle", 5),
+        ([("headers", 5), ("first_token", 200)], 600, "first_token", 200),
+        ([("idle", 5), ("wait", 4), ("idle", 5), ("wait", 4), ("idle", 5)], 600, "idle", 13),
+        # Relaxed, as while a slow reader is sent to, nothing runs out but the total.
+        ([("idle", 5), ("relax", 0), ("wait", 100), ("idle", 5)], 600, "idle", 105),
+        ([("idle", 5), ("relax", 0)], 30, "total", 30),
+        ([("headers", 5), ("wait", 5)], 600, "headers", 5),
+    ],
+)
+@in_virtual_time
+async def test_what_runs_out_when(steps: list[Step], total_s: float, phase: str, at: float) -> None:
+    assert await timed_out(*steps, total_s=total_s) == (phase, at)
 
 
-async def test_the_total_bounds_a_phase_that_would_be_longer() -> None:
-    with pytest.raises(UpstreamTimeout) as caught, Deadlines("scripted", total_s=SHORT_S) as deadlines:
-        deadlines.expect("first_token", LONG_S)
-        await forever()
-    assert caught.value.phase == "total"
+STEPS = st.tuples(st.sampled_from(["wait", "relax", "headers", "first_token", "idle"]), st.integers(1, 50))
 
 
-async def test_the_total_is_not_put_off_by_phases() -> None:
-    turns = 0
-    with pytest.raises(UpstreamTimeout) as caught, Deadlines("scripted", total_s=0.1) as deadlines:
-        while True:
-            deadlines.expect("idle", 0.08)
-            await asyncio.sleep(0.005)
-            turns += 1
-    assert caught.value.phase == "total"
-    assert turns > 0
+@settings(deadline=None)
+@given(st.lists(STEPS, max_size=12), st.integers(1, 200))
+@in_virtual_time
+async def test_it_is_as_a_slow_account_of_all_phases_says(steps: list[Step], total_s: int) -> None:
+    at, phase, due = 0.0, "total", float(total_s)
+    for what, seconds in steps:
+        if what == "wait":
+            # At the very moment that it is due, whichever timer was set first fires first.
+            if at + seconds > due:
+                break
+            at += seconds
+            if at == due:
+                return
+        elif what == "relax" or at + seconds >= total_s:
+            phase, due = "total", float(total_s)
+        else:
+            phase, due = what, at + seconds
+    assert await timed_out(*steps, total_s=total_s) == (phase, due)
 
 
-async def test_a_phase_that_is_asked_again_in_time_never_runs_out() -> None:
-    with Deadlines("scripted", total_s=LONG_S) as deadlines:
-        done = has_passed(0.5)
-        while not done():
-            deadlines.expect("idle", 5)
-            await asyncio.sleep(0)
-
-
-async def test_a_shorter_phase_after_a_longer_one_runs_out_in_its_own_time() -> None:
-    with pytest.raises(UpstreamTimeout) as caught, Deadlines("scripted", total_s=LONG_S) as deadlines:
-        deadlines.expect("headers", 300)
-        deadlines.expect("first_token", 200)
-        deadlines.expect("idle", SHORT_S)
-        await asyncio.wait_for(forever(), 30)
-    assert caught.value.phase == "idle"
-
-
-async def test_a_longer_phase_after_a_shorter_one_is_not_cut_by_the_old_timer() -> None:
-    with Deadlines("scripted", total_s=LONG_S) as deadlines:
-        deadlines.expect("headers", SHORT_S)
-        deadlines.expect("first_token", LONG_S)
-        await eventually(has_passed(3 * SHORT_S))
-
-
-async def test_time_spent_on_a_slow_reader_counts_for_the_total_alone() -> None:
-    with Deadlines("scripted", total_s=LONG_S) as deadlines:
-        deadlines.expect("idle", SHORT_S)
-        deadlines.relax()
-        await eventually(has_passed(3 * SHORT_S))
-        deadlines.expect("idle", LONG_S)
-        await asyncio.sleep(0)
-    with pytest.raises(UpstreamTimeout) as caught, Deadlines("scripted", total_s=3 * SHORT_S) as deadlines:
-        deadlines.expect("idle", SHORT_S)
-        deadlines.relax()
-        await forever()
-    assert caught.value.phase == "total"
-
-
+@in_virtual_time
 async def test_a_phase_expected_before_the_block_counts_too() -> None:
-    deadlines = Deadlines("scripted", total_s=LONG_S)
-    deadlines.expect("headers", SHORT_S)
-    with pytest.raises(UpstreamTimeout) as caught, deadlines:
-        await forever()
-    assert caught.value.phase == "headers"
+    deadlines = Deadlines("scripted", total_s=600)
+    deadlines.expect("headers", 20)
+    caught: UpstreamTimeout | None = None
+    try:
+        with deadlines:
+            await asyncio.Event().wait()
+    except UpstreamTimeout as error:
+        caught = error
+    assert caught is not None
+    assert (caught.phase, now()) == ("headers", 20)
 
 
+@in_virtual_time
 async def test_work_that_is_done_when_the_timer_fires_late_is_done() -> None:
-    finished = False
-    with Deadlines("scripted", total_s=SHORT_S):
-        finished = True
+    with Deadlines("scripted", total_s=30):
         # As an upstream's connection is closed: shielded, and longer than was left.
         with anyio.CancelScope(shield=True):
-            await eventually(has_passed(3 * SHORT_S))
-    assert finished
-    await asyncio.sleep(0)
+            await asyncio.sleep(100)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+    await asyncio.sleep(0)
 
 
-async def test_a_block_that_the_loop_was_late_for_but_that_never_waited_is_done() -> None:
-    loop = asyncio.get_running_loop()
-    with Deadlines("scripted", total_s=SHORT_S):
-        until = loop.time() + 2 * SHORT_S
-        while loop.time() < until:
-            pass
-
-
-async def test_nothing_fires_after_the_block() -> None:
-    with Deadlines("scripted", total_s=SHORT_S) as deadlines:
-        deadlines.expect("idle", SHORT_S / 2)
-    await eventually(has_passed(3 * SHORT_S))
-
-
-async def test_an_error_of_the_work_is_not_taken_for_a_timeout() -> None:
-    with pytest.raises(ZeroDivisionError), Deadlines("scripted", total_s=LONG_S):
-        raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), Deadlines("scripted", total_s=SHORT_S):
+@in_virtual_time
+async def test_work_that_ends_in_the_turn_in_which_it_is_due_is_done_or_too_late_and_nothing_else() -> None:
+    for after_s in (29.999999, 30, 30.000001):
+        outcome = "done"
         try:
-            await forever()
-        finally:
-            raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("is_late", [True, False])
-async def test_a_cancellation_from_outside_stays_one(is_late: bool) -> None:
-    seen: list[str] = []
-
-    async def work() -> None:
-        try:
-            with Deadlines("scripted", total_s=SHORT_S if is_late else LONG_S):
-                if is_late:
-                    with anyio.CancelScope(shield=True):
-                        await eventually(has_passed(3 * SHORT_S))
-                    task = asyncio.current_task()
-                    assert task is not None
-                    task.cancel()
-                await forever()
+            with Deadlines("scripted", total_s=30):
+                await asyncio.sleep(after_s)
         except UpstreamTimeout:
-            seen.append("timeout")
-            raise
-        except asyncio.CancelledError:
-            seen.append("cancelled")
-            raise
+            outcome = "late"
+        assert outcome == "done" if after_s < 30 else outcome in ("done", "late")
+        await asyncio.sleep(0)
+
+
+@in_virtual_time
+async def test_nothing_fires_after_the_block() -> None:
+    with Deadlines("scripted", total_s=30) as deadlines:
+        deadlines.expect("idle", 5)
+    await asyncio.sleep(100)
+
+
+@in_virtual_time
+async def test_an_error_of_the_work_is_not_taken_for_a_timeout() -> None:
+    with pytest.raises(ZeroDivisionError), Deadlines("scripted", total_s=30):
+        raise ZeroDivisionError
+
+    async def fail_in_closing() -> None:
+        with Deadlines("scripted", total_s=30):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail_in_closing()
+
+
+@pytest.mark.parametrize("is_due", [True, False])
+@in_virtual_time
+async def test_a_cancellation_from_outside_stays_one(is_due: bool) -> None:
+    async def work() -> None:
+        with Deadlines("scripted", total_s=30):
+            # What is due while it is shielded, and the cancellation, are both waiting when the shield ends.
+            with anyio.CancelScope(shield=True):
+                await asyncio.sleep(100 if is_due else 1)
+            await asyncio.Event().wait()
 
     task = asyncio.create_task(work())
-    if not is_late:
-        await asyncio.sleep(0)
-        task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert seen == ["cancelled"]
+    await asyncio.sleep(60 if is_due else 0.5)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
 
 
+@in_virtual_time
 async def test_what_is_opened_in_the_block_is_closed_when_it_runs_out() -> None:
-    closed = False
-    with pytest.raises(UpstreamTimeout), Deadlines("scripted", total_s=SHORT_S):
-        try:
-            await forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await asyncio.sleep(0)
-                closed = True
-    assert closed
+    closed_at = 0.0
+
+    async def work() -> None:
+        nonlocal closed_at
+        with Deadlines("scripted", total_s=30):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.sleep(1)
+                    closed_at = now()
+
+    with pytest.raises(UpstreamTimeout):
+        await work()
+    assert closed_at == 31
 
 
-async def test_many_phases_cost_one_timer() -> None:
-    loop = asyncio.get_running_loop()
-    with Deadlines("scripted", total_s=LONG_S) as deadlines:
-        before = len(getattr(loop, "_scheduled", ()))
+@in_virtual_time
+async def test_a_thousand_chunks_set_no_thousand_timers() -> None:
+    with Deadlines("scripted", total_s=600) as deadlines:
         for _ in range(1000):
-            deadlines.expect("idle", 30)
             deadlines.relax()
-        assert len(getattr(loop, "_scheduled", ())) <= before + 1
+            deadlines.expect("idle", 30)
+            await asyncio.sleep(0)
+        timers: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        assert len(timers) <= 2

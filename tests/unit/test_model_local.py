@@ -34,6 +34,7 @@ def request(**fields: Any) -> dict[str, Any]:
         ({"n_predict": 5}, "n_predict"),
         ({"id_slot": 0}, "id_slot"),
         ({"return_progress": False}, "return_progress"),
+        ({"cache_prompt": True}, "cache_prompt"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"n_probs": 49152}, "n_probs"),
         ({"modalities": ["text", "audio"]}, "modalities"),

@@ -9,7 +9,8 @@ Invariants:
   the database is tried once a second. A credential that was not known is then refused with `Unavailable`, never
   admitted.
 - Both kinds of memory, of the admitted and of the refused, are bounded apart: a flood of wrong keys displaces no right
-  one.
+  one. So are the look-ups of unknown credentials and of known ones: a flood fills neither the database's pool nor the
+  way of those that are known, and waiting for a turn is not taken for a database that is silent.
 
 Credentials are kept as their SHA-256 alone. The least recently looked-up is displaced first.
 """
@@ -18,7 +19,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from enum import Enum
+from typing import TypeVar
 
 from tidegate.auth.principal import Principal
 from tidegate.errors import AuthenticationError, Unavailable
@@ -39,7 +41,12 @@ class CacheBounds:
     refused_s: float = 1.0
     answer_s: float = 1.0
     retry_s: float = 1.0
-    look_ups_at_once: int = 1_000
+    # Look-ups under way at once, apart: a worker's pool of the database is 10 connections at most.
+    unknown_at_once: int = 4
+    known_at_once: int = 4
+    # Unknown ones that wait for their turn, and for how long. Of known ones no more wait than are kept.
+    unknown_waiting: int = 1_000
+    turn_s: float = 5.0
 
 
 class _Admitted:
@@ -59,9 +66,25 @@ class _Refused:
     until: float
 
 
+class _Silence(Enum):
+    """Why nothing is known of a credential, in the caller's words."""
+
+    NO_ANSWER = "The database did not answer, so these credentials cannot be checked: try again in a few seconds."
+    CROWDED = "So many unknown credentials are being checked that these cannot be: try again in a few seconds."
+
+
 _Kept = TypeVar("_Kept")
-_NO_ANSWER: Final = None
-_Verdict = Principal | _Refused | None
+_Verdict = Principal | _Refused | _Silence
+
+
+class _Flight:
+    """One look-up. `turn` is done once it has its turn, and asks."""
+
+    __slots__ = ("task", "turn")
+
+    def __init__(self, task: asyncio.Task[_Verdict], turn: asyncio.Future[None]) -> None:
+        self.task = task
+        self.turn = turn
 
 
 class PrincipalCache:
@@ -74,7 +97,10 @@ class PrincipalCache:
         self._clock = clock
         self._admitted: dict[bytes, _Admitted] = {}
         self._refused: dict[bytes, _Refused] = {}
-        self._flights: dict[bytes, asyncio.Task[_Verdict]] = {}
+        self._flights: dict[bytes, _Flight] = {}
+        self._unknown_lane = asyncio.Semaphore(bounds.unknown_at_once)
+        self._known_lane = asyncio.Semaphore(bounds.known_at_once)
+        self._unknown_waiting = 0
         self._database_answers = True
         self._retry_at = 0.0
 
@@ -88,7 +114,7 @@ class PrincipalCache:
     async def resolve(self, digest: bytes, judge: Judge) -> Principal:
         """What is known, else what `judge` says: its principal, or the `AuthenticationError` that it raises.
 
-        Raises `Unavailable` where the judge does not answer and nothing is known.
+        Raises `Unavailable` where the judge does not answer, or too many are asked of, and nothing is known.
         """
         now = self._clock()
         refused = self._refused.get(digest)
@@ -99,22 +125,19 @@ class PrincipalCache:
                 return stale
             # This caller tries; until it knows, the others go on with what they have.
             self._retry_at = now + self._bounds.answer_s + self._bounds.retry_s
-        match await self._fly(digest, judge):
-            case Principal() as principal:
-                return principal
-            case _Refused() as refused:
-                raise refused.error(refused.message)
+        verdict = await self._fly(digest, judge)
+        if isinstance(verdict, Principal):
+            return verdict
+        if isinstance(verdict, _Refused):
+            raise verdict.error(verdict.message)
         stale = self._stale(digest)
         if stale is None:
-            raise Unavailable(
-                "The database did not answer, so these credentials cannot be checked: try again in a few seconds.",
-                headers={"Retry-After": "1"},
-            )
+            raise Unavailable(verdict.value, headers={"Retry-After": "1"})
         return stale
 
     async def aclose(self) -> None:
         """Ends the look-ups under way, before the database is closed."""
-        flights = list(self._flights.values())
+        flights = [flight.task for flight in self._flights.values()]
         for flight in flights:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
@@ -122,15 +145,43 @@ class PrincipalCache:
     async def _fly(self, digest: bytes, judge: Judge) -> _Verdict:
         flight = self._flights.get(digest)
         if flight is None:
-            if len(self._flights) >= self._bounds.look_ups_at_once:
-                return _NO_ANSWER
-            flight = asyncio.create_task(self._look_up(digest, judge))
+            is_known = digest in self._admitted
+            if not is_known and self._unknown_lane.locked():
+                if not self._database_answers:
+                    return _Silence.NO_ANSWER
+                if self._unknown_waiting >= self._bounds.unknown_waiting:
+                    return _Silence.CROWDED
+            turn = asyncio.get_running_loop().create_future()
+            flight = _Flight(asyncio.create_task(self._look_up_in_turn(digest, judge, turn, is_known=is_known)), turn)
             self._flights[digest] = flight
+        if not flight.turn.done():
+            await asyncio.wait({flight.task, flight.turn}, return_when=asyncio.FIRST_COMPLETED)
         # The deadline stands here too: a driver may take its time to give up a connection that is dead.
-        done, _ = await asyncio.wait({flight}, timeout=self._bounds.answer_s)
+        done, _ = await asyncio.wait({flight.task}, timeout=self._bounds.answer_s)
         if not done:
             self._note_silence(TimeoutError())
-        return flight.result() if done and not flight.cancelled() else _NO_ANSWER
+        return flight.task.result() if done and not flight.task.cancelled() else _Silence.NO_ANSWER
+
+    async def _look_up_in_turn(
+        self, digest: bytes, judge: Judge, turn: asyncio.Future[None], *, is_known: bool
+    ) -> _Verdict:
+        lane = self._known_lane if is_known else self._unknown_lane
+        self._unknown_waiting += not is_known
+        try:
+            try:
+                async with asyncio.timeout(self._bounds.turn_s):
+                    await lane.acquire()
+            except TimeoutError:
+                return _Silence.CROWDED
+            finally:
+                self._unknown_waiting -= not is_known
+            turn.set_result(None)
+            try:
+                return await self._look_up(digest, judge)
+            finally:
+                lane.release()
+        finally:
+            self._flights.pop(digest, None)
 
     async def _look_up(self, digest: bytes, judge: Judge) -> _Verdict:
         self.look_ups += 1
@@ -146,14 +197,12 @@ class PrincipalCache:
         # The edge to the database: whatever it and its driver raise means that nothing is known of the credential.
         except Exception as error:  # noqa: BLE001 - drivers raise more than SQLAlchemy's own tree
             self._note_silence(error)
-            return _NO_ANSWER
+            return _Silence.NO_ANSWER
         else:
             admitted = _Admitted(principal, began + self._bounds.fresh_s, began + self._bounds.stale_s)
             self._refused.pop(digest, None)
             _remember(self._admitted, digest, admitted, self._bounds.entries)
             verdict = principal
-        finally:
-            self._flights.pop(digest, None)
         self._note_answer()
         return verdict
 

@@ -13,10 +13,20 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+# What FastAPI would make for a dependency that asks for it, and the road does not.
+_OTHER_PARAMETERS = (
+    "websocket_param_name",
+    "http_connection_param_name",
+    "response_param_name",
+    "background_tasks_param_name",
+    "security_scopes_param_name",
+)
 
 
 class RoadRoute(APIRoute):
@@ -37,21 +47,25 @@ class _Solver:
         assert dependant.call is not None
         wanted = [*dependant.path_params, *dependant.query_params, *dependant.header_params]
         wanted += [*dependant.cookie_params, *dependant.body_params]
-        if wanted or inspect.isasyncgenfunction(dependant.call) or inspect.isgeneratorfunction(dependant.call):
+        others = any(getattr(dependant, name) is not None for name in _OTHER_PARAMETERS)
+        if wanted or others or _yields(dependant.call):
             raise TypeError(f"{dependant.call!r} cannot serve a RoadRoute: it may take the request alone, and returns")
         needs = tuple((need.name or "", cls.of(need)) for need in dependant.dependencies)
         return cls(dependant.call, dependant.request_param_name, needs)
 
     async def solve(self, request: Request, overrides: Mapping[Any, Callable[..., Any]]) -> Any:
+        solver = self
+        if overrides and self.call in overrides:
+            # As with FastAPI: an override has dependencies of its own, and those of what it overrides are not solved.
+            solver = _Solver.of(get_dependant(path="", call=overrides[self.call]))
         values: dict[str, Any] = {}
-        if self.request_name is not None:
-            values[self.request_name] = request
-        for name, need in self.needs:
+        if solver.request_name is not None:
+            values[solver.request_name] = request
+        for name, need in solver.needs:
             solved = await need.solve(request, overrides)
             if name:
                 values[name] = solved
-        call = overrides.get(self.call, self.call) if overrides else self.call
-        result = call() if call is not self.call and not inspect.signature(call).parameters else call(**values)
+        result = solver.call(**values)
         return await result if isinstance(result, Awaitable) else result
 
 
@@ -65,7 +79,8 @@ class RoadDispatch:
         for context in iter_route_contexts(owner.routes):
             route = context.original_route
             if isinstance(route, RoadRoute):
-                solver = _Solver.of(route.dependant)
+                # The context's, not the route's: it holds what the router was included with.
+                solver = _Solver.of(context.dependant)
                 for method in route.methods or ():
                     self._solvers[method, context.path or route.path] = solver
 
@@ -76,3 +91,8 @@ class RoadDispatch:
             return
         response: Response = await solver.solve(Request(scope, receive, send), self._owner.dependency_overrides)
         await response(scope, receive, send)
+
+
+def _yields(call: Callable[..., Any]) -> bool:
+    called = (call, getattr(call, "__call__", None))  # noqa: B004 - an object's own, to be looked at
+    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in called)

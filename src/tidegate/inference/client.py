@@ -100,7 +100,9 @@ class Client:
         self._is_ended = True
 
     async def fail_stream(self, error: TidegateError) -> None:
-        """Tells an open stream of its error by one event, and ends it without `[DONE]`."""
+        """Tells an open stream of its error by one event, and ends it without `[DONE]`; one that ended, nothing."""
+        if self._is_ended:
+            return
         with anyio.CancelScope(shield=True), anyio.move_on_after(_FAIL_WITHIN_S):
             await self.end_events(data_event(envelope(error, self.request_id)))
 

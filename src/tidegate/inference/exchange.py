@@ -65,7 +65,7 @@ class RoadHeaders:
         written = self.values.get(b"x-tidegate-deadline-ms")
         if written is None:
             return None
-        if not written.isdigit() or not 0 < int(written[:12]) <= _LONGEST_DEADLINE_MS:
+        if not written.isdigit() or len(written) > 12 or not 0 < int(written) <= _LONGEST_DEADLINE_MS:
             raise InvalidRequest(
                 f"X-Tidegate-Deadline-Ms must be a whole number of milliseconds from 1 to {_LONGEST_DEADLINE_MS}.",
                 param="X-Tidegate-Deadline-Ms",
@@ -86,7 +86,7 @@ class RoadHeaders:
         passed = [(name, value) for name, value in self.values.items() if name in FORWARDED_HEADERS]
         for name in forward_headers:
             value = self.values.get(name.encode())
-            if value is not None:
+            if value is not None and name.encode() not in FORWARDED_HEADERS:
                 passed.append((name.encode(), value))
         passed.append((b"x-request-id", request_id.encode()))
         return passed

@@ -59,8 +59,11 @@ async def run(gateway: Gateway, exchange: Exchange) -> None:
             raise
         await client.fail_stream(error)
     except asyncio.CancelledError:
-        if client.is_open:
-            await client.fail_stream(Draining("This server is leaving; the stream was cut."))
+        cut = Draining("This server is leaving; the request was cut.")
+        if not client.is_open:
+            # The server's cancellation ends this task either way; so its client gets a true status.
+            raise cut from None
+        await client.fail_stream(cut)
         raise
     except Exception:
         if not client.is_open:

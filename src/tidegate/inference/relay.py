@@ -5,6 +5,8 @@ events pass byte for byte; a usage chunk that only the gateway asked for is with
 said so was truncated, and is never given a clean end.
 """
 
+import contextlib
+
 import anyio
 
 from tidegate.errors import UpstreamError
@@ -73,7 +75,8 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
             raise _truncated(live)
         await client.end_events(held)
         return
-    with anyio.move_on_after(_END_WITHIN_S):
+    # The client has everything: an upstream that breaks off now only costs its connection.
+    with anyio.move_on_after(_END_WITHIN_S), contextlib.suppress(UpstreamError):
         async for _ in chunks:
             pass
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 
-from tidegate.errors import InternalError, Overloaded, TidegateError, UpstreamError, UpstreamTimeout
+from tidegate.errors import Draining, InternalError, Overloaded, TidegateError, UpstreamError, UpstreamTimeout
 from tidegate.inference.client import ClientGone
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.gateway import Gateway
@@ -100,7 +100,7 @@ def _ending(error: BaseException | None, reservation: Reservation, exchange: Exc
     elif isinstance(error, TidegateError):
         status, code = status or error.http_status, error.http_code
     elif isinstance(error, asyncio.CancelledError):
-        code = "draining"
+        status, code = status or Draining.status, Draining.code
     elif error is not None:
         status, code = status or InternalError.status, InternalError.code
     if outcome == "rejected" and reservation.attempt_count:

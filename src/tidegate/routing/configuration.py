@@ -28,6 +28,7 @@ from tidegate.routing.catalogue import (
 )
 from tidegate.settings import Settings, resolve_secret
 
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 _TABLES: dict[str, type[BaseModel]] = {
     "queue": QueueLimits,
     "timeouts": Timeouts,
@@ -101,8 +102,13 @@ def _resolve(
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             faults.append(f"{place}: {reference} cannot be read: {reason}")
             continue
+        # What is mounted or exported often ends in a line end, which is none of the key's.
+        value = (value or "").strip()
         if not value:
             faults.append(f"{place}: there is nothing at {reference}")
+            continue
+        if not _HEADER_VALUE.fullmatch(value):
+            faults.append(f"{place}: the key holds a blank, a line end or another character that no header can carry")
             continue
         secrets[name] = SecretStr(value)
     return secrets, faults

@@ -7,6 +7,7 @@ What it keeps, each for a measured fault of that server:
 - A hang-up reaches the server also while it reads a long prompt. It looks for one only between two of its results, and
   the first result is the first token: until then it works on, up to half a minute for nobody. So it is asked to tell of
   its progress, a result every `n_batch` tokens of the prompt, and these events are taken out of the stream again.
+- Nothing of one caller's prompt is kept for another's: the server is told not to use its prefix cache.
 - A connection is used for one call. The server closes idle ones just as they are used, 2 of 20 times.
 - The server's own key stays in this process, and of a caller's headers only three pass: one of the others
   (`X-Conversation-Id`) would make the server go on without its client.
@@ -28,7 +29,8 @@ _LONGEST_HEAD = 64 * 1024
 _PIECE = 64 * 1024
 _MOST_CALLS_A_CLAIM = 4
 _PASSED_HEADERS = frozenset({b"content-type", b"content-length", b"accept"})
-_PROGRESS_REQUEST = b'"return_progress":true,'
+# The prefix cache of that server is one for all: whose prompt began alike would show in `cached_tokens` and in time.
+_ADDED = b'"return_progress":true,"cache_prompt":false,'
 # In a chunk's text a quotation mark is escaped, so what a model or a prompt says never looks like this.
 _PROGRESS_MARK = b'"prompt_progress":'
 _NOT_A_HOLDER = (
@@ -214,7 +216,7 @@ async def _ask(call: _Call, engine: Engine, reader: asyncio.StreamReader, to_eng
     left = call.body_length
     data = await reader.read(min(left, _PIECE)) if left else b""
     left -= len(data)
-    added = _PROGRESS_REQUEST if data[:1] == b"{" else b""
+    added = _ADDED if data[:1] == b"{" else b""
     to_engine.write(call.head_for(engine, call.body_length + len(added)) + data[:1] + added + data[1:])
     while left:
         await to_engine.drain()

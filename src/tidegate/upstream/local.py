@@ -26,6 +26,8 @@ _REFUSED = {
     "id_slot": "The gateway chooses the model's slot: leave out id_slot.",
     # The gateway asks for it, and takes the events out of the stream again.
     "return_progress": "The local model's progress is not passed on: leave out return_progress.",
+    # Its cache is one for all callers.
+    "cache_prompt": "The local model keeps nothing of one prompt for the next: leave out cache_prompt.",
     "audio": "The local model answers in text alone: leave out audio.",
     "web_search_options": "The local model cannot search the web: leave out web_search_options.",
 }

@@ -51,7 +51,7 @@ class HttpAnswer:
 
     @property
     def is_event_stream(self) -> bool:
-        return self._response.headers.get("content-type", "").startswith("text/event-stream")
+        return self._response.headers.get("content-type", "").lower().startswith("text/event-stream")
 
     @property
     def request_id(self) -> str | None:
@@ -162,6 +162,13 @@ class OpenAIProvider:
 
 def _failure(error: httpx2.TransportError, request: UpstreamRequest) -> UpstreamError:
     upstream = request.attempt.upstream.name
+    if isinstance(error, httpx2.LocalProtocolError):
+        # Its own text shows the header at fault, which may be the one with the upstream's key.
+        return UpstreamError(
+            f"The request to the upstream {upstream!r} cannot be sent: one of its headers is not valid.",
+            upstream=upstream,
+            reached=False,
+        )
     if isinstance(error, httpx2.ConnectError):
         return UpstreamError(
             f"The upstream {upstream!r} cannot be connected to: {_reason(error)}.", upstream=upstream, reached=False

