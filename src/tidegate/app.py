@@ -30,8 +30,10 @@ class Tidegate(FastAPI):
         return with_edge(RoadDispatch(super().build_middleware_stack(), self), self._settings)
 
     def openapi(self) -> dict[str, Any]:
+        known = self.openapi_schema
         document = super().openapi()
-        tidegate.inference.endpoints.add_schemas(document)
+        if document is not known:
+            tidegate.inference.endpoints.add_schemas(document)
         return document
 
 

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support.client import RawClient
@@ -25,9 +24,7 @@ async def gateway(tmp_path: Path, upstream: ScriptedUpstream) -> AsyncIterator[G
         yield started
 
 
-async def test_64_mb_to_a_slow_reader_stay_at_the_upstream(
-    gateway: GatewayProcess, upstream: ScriptedUpstream
-) -> None:
+async def test_64_mb_to_a_slow_reader_stay_at_the_upstream(gateway: GatewayProcess, upstream: ScriptedUpstream) -> None:
     caller = Caller(gateway.base_url)
     (worker,) = [process for process in gateway.tree() if process.cmdline()[:1] == ["tidegate: worker"]]
     assert (await caller.chat("warm")).is_done

@@ -182,7 +182,7 @@ async def test_broken_stream_is_seen_to_be_broken(server: Server) -> None:
         b"POST /ok HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
         b"POST /ok HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
         b"GET /\x00 HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"POST /size HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/size HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
         b"GET /ok HTTP/1.1\r\nhost: x\r\n" + b"x: " + b"y" * 70_000 + b"\x00",
     ],
 )
@@ -195,7 +195,7 @@ async def test_what_cannot_be_parsed_gets_the_envelope(server: Server, request_:
 
 async def test_body_that_breaks_off_on_the_way_gets_the_envelope_and_ends_its_request(server: Server) -> None:
     async with RawClient(server.url) as client:
-        await client.send_raw(b"POST /size HTTP/1.1\r\nhost: x\r\nx-request-id: breaks\r\n")
+        await client.send_raw(b"POST /v1/size HTTP/1.1\r\nhost: x\r\nx-request-id: breaks\r\n")
         await client.send_raw(b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
         async with RawClient(server.url) as other:
             await other.send("GET", "/ok")
@@ -203,7 +203,7 @@ async def test_body_that_breaks_off_on_the_way_gets_the_envelope_and_ends_its_re
         await client.send_raw(b"zz\r\n")
         assert_envelope(*await answer(client), (400, "invalid_request"))
         assert await client.closed_by_server()
-    await eventually(lambda: [line for line in server.requests("/size") if line["request_id"] == "breaks"])
+    await eventually(lambda: [line for line in server.requests("/v1/size") if line["request_id"] == "breaks"])
 
 
 async def test_garbage_behind_a_running_answer_is_not_answered_into_it(server: Server) -> None:
@@ -245,13 +245,13 @@ async def test_large_heads_that_are_not_too_large_pass_and_do_not_add_up(server:
             await client.send_raw(b"\r\n")
             assert (await answer(client))[0] == 200
         # A body beside a small head counts for no head.
-        await client.send("POST", "/size", body=b"x" * MAX_BODY)
+        await client.send("POST", "/v1/size", body=b"x" * MAX_BODY)
         assert (await answer(client))[2] == {"size": MAX_BODY}
 
 
 async def test_body_over_the_limit_is_answered_and_the_connection_lives(server: Server) -> None:
     async with RawClient(server.url) as client:
-        await client.send("POST", "/size", body=b"x" * (8 * MIB))
+        await client.send("POST", "/v1/size", body=b"x" * (8 * MIB))
         assert_envelope(*await answer(client), (413, "request_too_large"))
         await client.send("GET", "/ok")
         assert (await answer(client))[0] == 200
@@ -259,7 +259,7 @@ async def test_body_over_the_limit_is_answered_and_the_connection_lives(server: 
 
 async def test_body_over_the_limit_is_refused_before_it_is_sent(server: Server) -> None:
     async with RawClient(server.url) as client:
-        head = f"POST /size HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {MAX_BODY + 1}\r\n\r\n"
+        head = f"POST /v1/size HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {MAX_BODY + 1}\r\n\r\n"
         await client.send_raw(head.encode())
         # The first head is the refusal, no 100.
         assert_envelope(*await answer(client), (413, "request_too_large"))
@@ -267,7 +267,7 @@ async def test_body_over_the_limit_is_refused_before_it_is_sent(server: Server) 
 
 async def test_chunked_body_over_the_limit_is_answered_and_the_connection_closed(server: Server) -> None:
     async with RawClient(server.url) as client:
-        await client.send_raw(b"POST /size HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        await client.send_raw(b"POST /v1/size HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(8):
             await client.send_raw(b"%x\r\n" % MIB + b"x" * MIB + b"\r\n")
         await client.send_raw(b"0\r\n\r\n")
@@ -279,7 +279,7 @@ async def test_chunked_body_over_the_limit_is_answered_and_the_connection_closed
 
 async def test_chunked_body_that_never_ends_is_closed_all_the_same(server: Server) -> None:
     async with RawClient(server.url) as client:
-        await client.send_raw(b"POST /size HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        await client.send_raw(b"POST /v1/size HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         await client.send_raw(b"%x\r\n" % MIB + b"x" * MIB + b"\r\n")
         assert (await answer(client))[0] == 413
         assert await client.closed_by_server()

@@ -132,9 +132,7 @@ async def test_a_refusal_of_the_request_never_goes_over(status: int, road: Road,
 
 
 @pytest.mark.parametrize("ending", ["fin", "error_event"])
-async def test_after_the_first_content_nothing_goes_over(
-    ending: str, road: Road, upstream: ScriptedUpstream
-) -> None:
+async def test_after_the_first_content_nothing_goes_over(ending: str, road: Road, upstream: ScriptedUpstream) -> None:
     before = len(upstream.requests)
     error = b'data: {"error": {"message": "no"}}\n\n'
     pieces = [chunk("a")] if ending == "fin" else [chunk("a"), error]

@@ -160,9 +160,7 @@ async def test_a_queue_whose_deadline_passes_after_a_comment_is_an_event(
     assert (entry["outcome"], entry["status"], entry["attempts"]) == ("rejected", 200, [])
 
 
-async def test_keepalive_off_says_nothing_while_there_is_nothing_to_say(
-    road: Road, upstream: ScriptedUpstream
-) -> None:
+async def test_keepalive_off_says_nothing_while_there_is_nothing_to_say(road: Road, upstream: ScriptedUpstream) -> None:
     upstream.enqueue(Completion(before_headers=10 * AFTER_S, pauses={0: 10 * AFTER_S, 1: 10 * AFTER_S}))
     reply = await road.caller.chat("off", model="off")
     assert (reply.comments, reply.is_done) == (0, True)

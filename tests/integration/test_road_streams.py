@@ -10,7 +10,6 @@ import pytest
 from tests.support.behaviours import Behaviour, Completion, Ending, RefusesStreamOptions, Sse, Usage
 from tests.support.client import Event
 from tests.support.road import DONE, Caller, Json, Reply, Road, Script, catalogue_of, chunk, open_road
-from tests.support.server import API_KEY
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import Gate
 
@@ -97,7 +96,9 @@ async def test_a_stream_passes_byte_for_byte(asked: Json, road: Road, upstream: 
 
 
 async def test_the_request_goes_on_as_it_came_but_for_model_and_usage(road: Road, upstream: ScriptedUpstream) -> None:
-    body = b'{ "model" :"m","stream":true, "messages":[{"role":"user","content":"\\u00fc"}],"x":1.50 ,"y":{"b":1,"a":2}%s}'
+    body = (
+        b'{ "model" :"m","stream":true, "messages":[{"role":"user","content":"\\u00fc"}],"x":1.50 ,"y":{"b":1,"a":2}%s}'
+    )
     headers = {"content-type": "application/json"}
     asked = body % b',"stream_options":{"include_usage":true}'
     await road.caller.call("POST", "/v1/chat/completions", headers=headers, body=asked)

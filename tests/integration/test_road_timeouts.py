@@ -102,7 +102,9 @@ async def test_a_connection_that_times_out_is_given_up(road: Road, hole: BlackHo
 async def test_an_upstream_that_does_not_take_the_request_is_a_write_timeout(road: Road, deaf: DeafPeer) -> None:
     large = [{"role": "user", "content": "x" * 8_000_000}]
     reply = await road.caller.chat("write", model="write", messages=large)
-    timed_out(reply, await road.caller.entry("write"), phase="write", words=f"did not take the request within {SHORT_S}")
+    timed_out(
+        reply, await road.caller.entry("write"), phase="write", words=f"did not take the request within {SHORT_S}"
+    )
     await eventually(lambda: deaf.established() == 0, within_s=2)
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.behaviours import Answer, Behaviour, ClosesUnderTheClient, Completion, Raw, html, refusal
 from tests.support.road import Road, Script, catalogue_of, open_road
 from tests.support.upstream import ScriptedUpstream
+from tests.support.wire import Gate
 
 
 @pytest.fixture(scope="module")
@@ -179,18 +181,38 @@ async def test_a_label_that_is_none_is_replaced(road: Road, upstream: ScriptedUp
     assert (await road.caller.entry(label))["outcome"] == "completed"
 
 
-async def test_an_idle_connection_that_closes_under_us_is_one_attempt(road: Road, upstream: ScriptedUpstream) -> None:
-    for reset in (False, True):
-        closes = ClosesUnderTheClient(reset=reset)
-        upstream.enqueue(Completion(), closes, closes)
-        await road.caller.chat(f"opens-{reset}")
-        before = len(upstream.requests)
-        reply = await road.caller.chat(f"closes-{reset}")
-        assert (reply.status, reply.text, reply.is_done) == (200, "Hello, world", True)
-        assert len(upstream.requests) == before + 2
-        entry = await road.caller.entry(f"closes-{reset}")
-        assert [attempt["outcome"] for attempt in entry["attempts"]] == ["completed"]
-        assert entry["output_tokens"] == 3
+@pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
+async def test_idle_connections_that_all_close_under_us_are_one_attempt(
+    reset: bool, road: Road, upstream: ScriptedUpstream
+) -> None:
+    gate = Gate()
+    upstream.enqueue(*[Completion(before_headers=gate)] * 5)
+    opening = asyncio.gather(*(road.caller.chat(f"opens-{reset}-{n}") for n in range(5)))
+    await upstream.wait_for(lambda: gate.waiting == 5)
+    gate.open()
+    await opening
+    await upstream.wait_for(lambda: len(upstream.open_connections) >= 5)
+    before = len(upstream.requests)
+    # Only one that is new is answered; it is found at the first try, however many are kept.
+    upstream.enqueue(*[ClosesUnderTheClient(reset=reset)] * 2)
+    reply = await road.caller.chat(f"closes-{reset}")
+    assert (reply.status, reply.text, reply.is_done) == (200, "Hello, world", True)
+    assert len(upstream.requests) == before + 2
+    entry = await road.caller.entry(f"closes-{reset}")
+    assert [attempt["outcome"] for attempt in entry["attempts"]] == ["completed"]
+    assert entry["output_tokens"] == 3
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
+async def test_a_new_connection_that_closes_without_a_word_is_not_asked_again(
+    reset: bool, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    before = len(upstream.requests)
+    upstream.enqueue(Raw(data=b"", reset=reset))
+    catalogue = catalogue_of({"plain": {"base_url": upstream.base_url}}, {"m": "plain/m"})
+    async with open_road(tmp_path, catalogue) as fresh:
+        assert (await fresh.caller.chat("asked-once")).status == 502
+        assert len(upstream.requests) == before + 1
 
 
 async def test_an_idle_connection_that_closed_meanwhile_is_not_used(road: Road, upstream: ScriptedUpstream) -> None:

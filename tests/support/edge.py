@@ -197,9 +197,11 @@ def _add_bodies(app: FastAPI) -> None:
     app.post("/ask")(ask)
     app.post("/v1/ask")(ask)
 
-    @app.post("/size")
     async def size(request: Request) -> dict[str, int]:
         return {"size": len(await request.body())}
+
+    app.post("/size")(size)
+    app.post("/v1/size")(size)
 
 
 def _add_streams(app: FastAPI) -> None:

@@ -16,23 +16,31 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
 from pydantic import SecretStr
+from sqlalchemy import update
 from sqlalchemy.pool import QueuePool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.support.client import Event, Head, RawClient
 from tests.support.credentials import keyrings, secret_settings
-from tests.support.server import ADMIN_EMAIL, API_KEY, in_process_server
+from tests.support.server import _SECRETS as SECRETS_OF_GATEWAYS
+from tests.support.server import ADMIN_EMAIL, API_KEY, GatewayProcess, in_process_server
 from tests.support.sockets import towards
 from tests.support.waiting import NeverHappened, eventually
 from tests.support.wire import Exchange, Pause
 from tidegate.accounts.bootstrap import bootstrap
+from tidegate.accounts.keys import ApiKeys
+from tidegate.accounts.schemas import NewKey
 from tidegate.app import create_app
+from tidegate.auth.keyring import Keyring
+from tidegate.auth.models import ApiKey
 from tidegate.inference.gateway import Gateway
+from tidegate.ledger.entry import utc_now
 from tidegate.ledger.reservation import Ledger
 from tidegate.lifespan import Surroundings
 from tidegate.server.http_server import uvicorn_config
@@ -179,6 +187,24 @@ def checked(entry: Json) -> Json:
     assert [attempt["n"] for attempt in entry["attempts"]] == list(range(1, len(entry["attempts"]) + 1))
     assert entry["ended_at"] >= entry["started_at"]
     return entry
+
+
+async def made_key(gateway: GatewayProcess, *, expired: bool = False, revoked: bool = False, **new: Any) -> str:
+    """A key in the database of a gateway that runs on SQLite, as `tidegate keys create` makes it; its secret."""
+    pepper = dict(SECRETS_OF_GATEWAYS)["TIDEGATE_AUTH__API_KEY_PEPPERS"].partition(":")
+    database = await Database.open(f"sqlite+aiosqlite:///{gateway.data_dir / 'tidegate.db'}")
+    try:
+        keys = ApiKeys(database, Keyring({pepper[0]: pepper[2].encode()}))
+        created = await keys.create(NewKey(name="made by a test", **new))
+        if revoked:
+            await keys.revoke(created.prefix)
+        if expired:
+            async with database.transaction() as session:
+                past = utc_now() - timedelta(seconds=1)
+                await session.execute(update(ApiKey).where(ApiKey.id == created.id).values(expires_at=past))
+    finally:
+        await database.aclose()
+    return created.secret
 
 
 # Catalogues

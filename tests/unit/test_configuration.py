@@ -202,6 +202,14 @@ def test_faults_at_the_top_of_the_file(text: str, expected: list[str]) -> None:
     assert all(found.startswith(fault) for found, fault in zip(told, expected, strict=True)), told
 
 
+def test_what_is_missing_is_told_at_its_own_table_and_not_at_the_next_that_has_it() -> None:
+    text = TEXT.replace('attempts = ["a/m"]\n', "").replace('provider = "openai"\n', "")
+    told = faults_of(text.format(a="", b="", m="", n="", o=""))
+    assert told == ["3: upstreams.a.provider: is missing", "9: models.0.attempts: is missing"]
+    told = faults(m='[models.price]\ninput = "1"', n='[models.price]\noutput = "1"')
+    assert told == ["13: models.0.price.output: is missing", "18: models.1.price.input: is missing"]
+
+
 def test_a_file_is_named_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "catalogue.toml"
     path.write_text("upstreams = 5\n[[models]]\nname = 'm'\nattempts = ['a/m']")

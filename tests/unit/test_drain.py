@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +17,7 @@ from tests.unit.samples import Store, an_open_entry, begun, die, ended
 from tidegate.errors import Unavailable
 from tidegate.ledger.drain import Drain
 from tidegate.ledger.entry import Entry, OpenEntry, Outcome
-from tidegate.ledger.journal import AttemptBegun, Journal, Progress
+from tidegate.ledger.journal import AttemptBegun, Journal, Progress, segment_path
 from tidegate.ledger.recovery import recover
 
 
@@ -146,6 +148,68 @@ async def test_a_move_that_is_cancelled_in_the_middle_loses_nothing(tmp_path: Pa
         assert list(store.entries.values()) == terminals
         journal.close(drained=True)
         assert not journal.directory.exists()
+
+
+async def test_no_entry_is_passed_by_while_segments_follow_each_other(tmp_path: Path) -> None:
+    journal, store = Journal.create(tmp_path, segment_bytes=1), Store()
+    drain = Drain(journal, store)
+    terminals = []
+
+    async def write() -> None:
+        for _ in range(150):
+            terminals.append(settle_one(journal))
+            await asyncio.sleep(0)
+
+    writing = asyncio.create_task(write())
+    while not writing.done():
+        await drain._try_once()
+    await writing
+    assert await drain.finish(30)
+    assert [entry.entry_id for entry in terminals] == list(store.entries)
+    journal.close(drained=True)
+
+
+class Interrupting(Store):
+    """A store in whose midst something happens, when this entry comes."""
+
+    def __init__(self, entry_id: uuid.UUID, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self._entry_id = entry_id
+        self._meanwhile = meanwhile
+
+    async def insert(self, entries: Sequence[Entry]) -> None:
+        is_new = self._entry_id not in self.entries
+        await super().insert(entries)
+        if is_new and self._entry_id in self.entries:
+            self._meanwhile()
+
+
+@pytest.mark.parametrize("store_fails", [True, False])
+async def test_an_open_record_stays_while_its_terminal_entry_is_in_memory_alone(
+    tmp_path: Path, store_fails: bool
+) -> None:
+    journal = Journal.create(tmp_path, segment_bytes=10)
+    first, second = an_open_entry(), an_open_entry()
+    journal.open(first)
+    journal.open(second)
+    settle_one(journal)
+    # The next segment cannot be made: nothing more can be written.
+    segment_path(journal.directory, journal.position[0] + 1).touch()
+    store = Interrupting(first.entry_id, lambda: journal.settle(ended(second)))
+    drain = Drain(journal, store)
+    journal.settle(ended(first))
+    assert journal.has_unwritten
+    if store_fails:
+        store.reason = Unavailable("gone")
+    await drain._try_once()
+    assert journal.has_unwritten
+    die(journal)
+    store.reason = None
+    left_open = await recover(tmp_path, store, NOON)
+    assert left_open == 2
+    # What the store has already stays as it is; whatever else was only in memory is interrupted, and not lost.
+    assert {first.entry_id, second.entry_id} <= set(store.entries)
+    assert store.entries[first.entry_id].outcome == ("interrupted" if store_fails else "completed")
 
 
 class Model:

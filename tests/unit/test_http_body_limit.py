@@ -88,6 +88,25 @@ async def test_length_that_is_no_number_is_a_400(app: EdgeApp, length: bytes) ->
     assert "Content-Length" in answer.error["message"]
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_off_the_road_a_body_is_64_kib_at_most_whatever_is_set(in_pieces: bool) -> None:
+    app, most = EdgeApp(Settings(environment="test", http=HttpSettings(max_body_bytes=200_000))), 65_536
+
+    def body(size: int) -> bytes | list[bytes]:
+        return said(size // 2, size - size // 2) if in_pieces else b"x" * size
+
+    assert (await call(app, "POST", "/size", body=body(most))).json == {"size": most}
+    for path in ("/size", "/v1", "/v1x/size"):
+        answer = await call(app, "POST", path, body=body(most + 1))
+        # Nothing reads a body where there is no route.
+        assert answer.status == (404 if in_pieces and path != "/size" else 413), path
+    refused = (await call(app, "POST", "/size", body=body(most + 1))).error
+    assert (refused["code"], "65536 bytes" in refused["message"]) == ("request_too_large", True)
+    assert "TIDEGATE" not in refused["message"]
+    assert (await call(app, "POST", "/v1/size", body=body(200_000))).json == {"size": 200_000}
+    assert (await call(app, "POST", "/v1/size", body=body(200_001))).status == 413
+
+
 @pytest.mark.parametrize("digits", [19, 5000])
 async def test_endless_length_is_too_large(app: EdgeApp, digits: int) -> None:
     answer = await call(app, "POST", "/size", headers=[(b"content-length", b"9" * digits)], body=b"hello")

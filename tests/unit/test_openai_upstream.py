@@ -15,6 +15,7 @@ from tidegate.errors import InvalidRequest, UpstreamError, UpstreamTimeout
 from tidegate.upstream.deadlines import Deadlines
 from tidegate.upstream.openai import OpenAIProvider
 from tidegate.upstream.provider import UpstreamRequest
+from tidegate.upstream.transport import ANEW, KeptConnectionBroke
 
 SECRET = "sk-secret-0123456789"
 OK = {"content-type": "text/event-stream"}
@@ -214,15 +215,23 @@ async def test_connecting_and_writing_have_their_own_timeouts(
 CLOSED = [httpx2.RemoteProtocolError("closed"), httpx2.ReadError("reset"), httpx2.WriteError("broken pipe")]
 
 
-@pytest.mark.parametrize("closed", CLOSED)
 @in_virtual_time
-async def test_a_connection_closed_just_as_it_is_used_is_tried_once_more(closed: Exception) -> None:
-    transport = Transport(closed, httpx2.Response(200, stream=Body(b"a")))
+async def test_a_kept_connection_that_broke_as_it_was_used_is_tried_once_more_on_a_new_one() -> None:
+    broke = KeptConnectionBroke("closed")
+    transport = Transport(broke, httpx2.Response(200, stream=Body(b"a")))
     assert await opened(transport, a_request()) == b"a"
     assert [request.content for request in transport.requests] == [a_request().body] * 2
-    error, transport = await failed(a_request(), closed, closed)
+    assert [request.extensions[ANEW] for request in transport.requests] == [False, True]
+    error, transport = await failed(a_request(), broke, httpx2.ReadError("reset"))
     assert (error.http_status, error.reached, len(transport.requests)) == (502, True, 2)
     assert error.message.startswith("The upstream 'one' closed the connection: ")
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+@in_virtual_time
+async def test_a_new_connection_that_breaks_is_not_tried_again(closed: Exception) -> None:
+    error, transport = await failed(a_request(), closed)
+    assert (error.http_status, error.reached, len(transport.requests)) == (502, True, 1)
 
 
 @in_virtual_time

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.ledger.entry import Tokens
-from tidegate.ledger.prices import Price, Rates, price_from_catalogue, price_from_table
+from tidegate.ledger.prices import Price, Rates, _given, price_from_catalogue, price_from_table
 
 rates = st.decimals(0, 1000, places=6)
 counts = st.integers(0, 10**9)
@@ -93,6 +93,8 @@ def test_a_rate_of_zero_is_a_rate() -> None:
     assert free.cost(Tokens(input=5, output=5)) == Decimal(0)
     assert free.dearest(input_tokens=5, output_tokens=5) == Decimal(0)
     assert bool(free)
+    # In the shipped list too: a class that is free is not one that is left out.
+    assert (_given(Decimal(0), Decimal(5)), _given(None, Decimal(5))) == (Decimal(0), Decimal(5))
 
 
 def test_no_tokens_cost_nothing_which_is_a_cost() -> None:

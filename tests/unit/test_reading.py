@@ -50,7 +50,7 @@ FORGERIES = [
     "\U0001f600é\u2028\x00",
 ]
 texts = st.lists(st.sampled_from(FORGERIES) | st.text(max_size=8), max_size=3).map("".join)
-counts = st.integers(0, 2**40)
+counts = st.integers(0, 10**12)
 usages = st.fixed_dictionaries(
     {"prompt_tokens": counts},
     optional={
@@ -61,7 +61,9 @@ usages = st.fixed_dictionaries(
         | st.fixed_dictionaries({"audio_tokens": counts}, optional={"reasoning_tokens": st.none() | counts}),
     },
 )
-unread_usages = st.none() | st.sampled_from([{}, {"total_tokens": 3}, {"prompt_tokens": None}, {"prompt_tokens": "3"}])
+unread_usages = st.none() | st.sampled_from(
+    [{}, {"total_tokens": 3}, {"prompt_tokens": None}, {"prompt_tokens": "3"}, {"prompt_tokens": -1}]
+)
 tool_calls = st.lists(
     st.fixed_dictionaries({"index": counts, "function": st.fixed_dictionaries({"name": texts, "arguments": texts})}),
     max_size=2,
@@ -139,12 +141,13 @@ class SlowReader:
         if self.usage is None:
             return None
         prompt, completion = self.usage["prompt_tokens"], self.usage.get("completion_tokens", 0)
-        cached = (self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        reasoning = (self.usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+        cached = min((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0, prompt)
+        details = self.usage.get("completion_tokens_details") or {}
+        reasoning = min(details.get("reasoning_tokens") or 0, completion)
         return Tokens(
-            input=max(0, prompt - cached),
+            input=prompt - cached,
             cached_input=cached,
-            output=max(0, completion - reasoning),
+            output=completion - reasoning,
             reasoning=reasoning,
         )
 

@@ -55,7 +55,13 @@ class Sent:
     """What of a client the settlement looks at."""
 
     status: int | None = None
+    is_complete: bool = False
+    is_gone: bool = False
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+def a_client(**state: bool) -> Client:
+    return cast("Client", Sent(**state))
 
 
 @contextmanager
@@ -106,13 +112,18 @@ def test_every_way_to_end_has_its_word_and_leaves_one_entry(
         assert exchange.context.entry == entry
         assert (entry.outcome, entry.status, entry.error_code) == (outcome, status, code)
         assert gateway.ledger.open_entries == 0
-        assert outcome_of(error) == outcome
+        assert outcome_of(error, a_client()) == outcome
 
 
 def test_a_cancellation_of_one_whose_client_is_gone_is_a_hang_up() -> None:
-    assert outcome_of(asyncio.CancelledError(), client_is_gone=True) == "client_disconnected"
-    assert outcome_of(asyncio.CancelledError()) == "interrupted"
-    assert outcome_of(UpstreamError("died", upstream="one"), client_is_gone=True) == "upstream_failed"
+    assert outcome_of(asyncio.CancelledError(), a_client(is_gone=True)) == "client_disconnected"
+    assert outcome_of(asyncio.CancelledError(), a_client()) == "interrupted"
+    assert outcome_of(UpstreamError("died", upstream="one"), a_client(is_gone=True)) == "upstream_failed"
+
+
+def test_what_breaks_behind_the_answers_own_end_broke_nothing() -> None:
+    for error in (UpstreamError("died", upstream="one"), UpstreamTimeout("total", 5, upstream="one"), ClientGone()):
+        assert outcome_of(error, a_client(is_complete=True)) == "completed"
 
 
 def test_after_the_first_byte_the_status_is_what_was_sent(tmp_path: Path) -> None:
@@ -123,11 +134,11 @@ def test_after_the_first_byte_the_status_is_what_was_sent(tmp_path: Path) -> Non
         assert (entry.status, entry.error_code, entry.outcome) == (200, "upstream_error", "upstream_failed")
 
 
-def test_a_cancelled_request_that_was_sent_nothing_has_no_status(tmp_path: Path) -> None:
+def test_a_cancelled_request_that_was_sent_nothing_was_refused_as_draining(tmp_path: Path) -> None:
     with a_gateway(tmp_path) as gateway:
         with pytest.raises(asyncio.CancelledError):
             run(gateway, told(None), asyncio.CancelledError())
-        assert settled_in(gateway)[0].status is None
+        assert (settled_in(gateway)[0].status, settled_in(gateway)[0].error_code) == (503, "draining")
 
 
 def test_one_that_had_a_slot_before_is_not_rejected(tmp_path: Path) -> None:
@@ -155,7 +166,8 @@ def test_the_entry_says_who_asked_for_what_and_what_was_learnt(tmp_path: Path) -
         assert (entry.protocol, entry.model, entry.streamed, entry.upstream) == ("chat", "m", True, "one")
         assert (entry.finish_reason, entry.queue_ms, entry.ttft_ms) == ("stop", 0, 13)
         assert entry.started_at == context.received_at
-        assert exchange.client.headers == [(b"x-tidegate-entry-id", str(reservation.opened.entry_id).encode())]
+        entry_id = str(reservation.opened.entry_id).encode()
+        assert exchange.client.headers == [(b"x-tidegate-entry-id", entry_id), (b"x-tidegate-model", b"m")]
         assert entry.entry_id == reservation.opened.entry_id
 
 

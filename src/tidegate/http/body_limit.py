@@ -1,5 +1,9 @@
 """The bound of a request's body: 413 by Content-Length before a byte of it is read, else by counting.
 
+What the settings allow holds for paths under /v1/, whose bodies are prompts and images. Every other route takes 64 KiB,
+or the settings' bound where that is less: anybody may send to /auth/login, and what came is parsed before he is known.
+How long a body may take to come is `protocol.py`'s.
+
 A body that says its length is refused at once; the server then throws away what still comes, so that a client that
 sends before it reads gets its answer. One of unknown length (chunked) is refused where it passes the bound; what comes
 for two more seconds is thrown away, then the connection is closed. Nothing of either is kept.
@@ -14,30 +18,40 @@ from tidegate.http.context import request_context
 from tidegate.http.errors import send_error
 
 VARIABLE = "TIDEGATE_HTTP__MAX_BODY_BYTES"
+ROAD = "/v1/"
+MAX_BYTES_OFF_ROAD = 64 * 1024
 _LINGER_S = 2.0
 _MOST_DIGITS = 18
 
 
 class BodyLimit:
-    """Refuses bodies over `max_bytes`. Inside the edge: it asks the request's context for the length."""
+    """Refuses bodies over `max_bytes` under /v1/, over 64 KiB of it elsewhere.
+
+    Inside the edge: it asks the request's context for the length.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
-        self._max_bytes = max_bytes
-        self._message = f"The body is larger than {max_bytes} bytes, the limit that {VARIABLE} sets."
+        by_settings = f"The body is larger than {max_bytes} bytes, the limit that {VARIABLE} sets."
+        self._on_road = (max_bytes, by_settings)
+        self._off_road = (max_bytes, by_settings)
+        if max_bytes > MAX_BYTES_OFF_ROAD:
+            fixed = f"The body is larger than {MAX_BYTES_OFF_ROAD} bytes, the limit of every route but those under /v1."
+            self._off_road = (MAX_BYTES_OFF_ROAD, fixed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes, message = self._on_road if scope["path"].startswith(ROAD) else self._off_road
         length = request_context(scope).content_length
         if length is None:
-            counted = _Counted(receive, send, self._max_bytes, self._message)
+            counted = _Counted(receive, send, max_bytes, message)
             await self._app(scope, counted.receive, counted.send)
         elif not length.isdigit():
             await send_error(scope, send, InvalidRequest("The Content-Length header is not a number."))
-        elif len(length) > _MOST_DIGITS or int(length) > self._max_bytes:
-            await send_error(scope, send, RequestTooLarge(self._message))
+        elif len(length) > _MOST_DIGITS or int(length) > max_bytes:
+            await send_error(scope, send, RequestTooLarge(message))
         else:
             # The server holds the body to the length that it named.
             await self._app(scope, receive, send)

@@ -3,14 +3,22 @@
 A request that cannot be parsed is a 400, a head over 64 KiB a 431; uvicorn would answer the first in plain text and
 read the second for ever. uvicorn tells a hang-up to the newest request of a connection; where requests are pipelined
 the one at work is an older one, so it is told here.
+
+Behind a request at work uvicorn stops reading, and a connection that is not read does not show its end. Here it is
+read on, and a client that pipelines more than 16 requests or 1 MiB of their bodies is cut off.
+
+What a client begins it must go on with: a head is 30 s long at most, a body may pause for 30 s, and who connects speaks
+within 75 s. uvicorn's own timer begins with the first answer and ends with the next byte. One timer a connection looks
+at this, at most every 30 s; a request only notes when it began.
 """
 
+from asyncio import TimerHandle, Transport
 from typing import cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from tidegate.errors import HeadersTooLarge, InvalidRequest, TidegateError, envelope
+from tidegate.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, TidegateError, envelope
 from tidegate.http.context import HUNG_UP_KEY, new_request_id
 from tidegate.telemetry.logging import get_logger
 
@@ -18,24 +26,52 @@ log = get_logger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 LINGER_S = 2.0
+HEAD_WITHIN_S = 30.0
+BODY_IDLE_S = 30.0
+SILENT_FOR_S = 75.0
+LOOK_EVERY_S = 30.0
+MOST_PIPELINED = 16
+MOST_PIPELINED_BYTES = 1024 * 1024
 
 
 class TidegateHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol on httptools: `uvicorn.Config(app, http=TidegateHttpProtocol, ws="none")`."""
+    """uvicorn's protocol on httptools: `uvicorn.Config(app, http=TidegateHttpProtocol, ws="none")`.
+
+    A subclass may have other bounds.
+    """
+
+    head_within_s = HEAD_WITHIN_S
+    body_idle_s = BODY_IDLE_S
+    silent_for_s = SILENT_FOR_S
+    look_every_s = LOOK_EVERY_S
 
     _at_work: RequestResponseCycle | None = None
     _is_refused = False
     _is_in_head = False
+    # uvicorn's `more_body` stays true for a body that ended after its answer.
+    _is_in_body = False
     _head_is_too_large = False
     # Of the head that is being read: what earlier calls brought, and an upper bound of what this one brings.
     _head_bytes = 0
     _new_bytes = 0
+    # By the loop's clock: when the last bytes came, and when the last request began, or else the connection.
+    _heard_at = 0.0
+    _began_at = 0.0
+    _look: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        self._heard_at = self._began_at = self.loop.time()
+        self._look = self.loop.call_later(min(self.silent_for_s, self.look_every_s), self._look_at_silence)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
         self._new_bytes = len(data)
+        self._heard_at = self.loop.time()
         super().data_received(data)
+        if self.pipeline and not self._is_refused:
+            self._read_on()
         if self._is_in_head and not self._is_refused:
             self._head_bytes += self._new_bytes
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -44,6 +80,7 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._is_in_head = True
         self._head_bytes = 0
+        self._began_at = self._heard_at
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -55,11 +92,25 @@ class TidegateHttpProtocol(HttpToolsProtocol):
                 # The parser hands it back to `data_received`, which refuses the request.
                 raise _too_large()
         super().on_headers_complete()
+        self._is_in_body = True
+        if len(self.pipeline) > MOST_PIPELINED:
+            self._cut_off()
+            # The parser stops at it.
+            raise InvalidRequest("Too many requests wait on this connection.")
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not ours
+        if self._is_refused:
+            return
         self._refuse(_too_large() if self._head_is_too_large else InvalidRequest("The request is not valid HTTP/1.1."))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
         at_work = self._at_work
         if at_work is not None and not at_work.response_complete:
             cast("dict[str, object]", at_work.scope)[HUNG_UP_KEY] = True
@@ -70,6 +121,52 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._at_work = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _read_on(self) -> None:
+        """Reads what is pipelined, and the hang-up behind it, whatever uvicorn or the size of a body paused."""
+        if sum(len(cycle.body) for cycle, _ in self.pipeline) > MOST_PIPELINED_BYTES:
+            self._cut_off()
+        else:
+            self.flow.resume_reading()
+
+    def _cut_off(self) -> None:
+        # Not `close`: it would wait until this client has read what was written to it.
+        self._is_refused = True
+        self.transport.abort()
+
+    def _look_at_silence(self) -> None:
+        """Ends a connection whose client has stopped in the middle, or said nothing; else looks again."""
+        self._look = None
+        if self._is_refused or self.transport.is_closing():
+            return
+        now = self.loop.time()
+        deadline = self._silent_until(now)
+        if deadline > now:
+            self._look = self.loop.call_later(min(deadline - now, self.look_every_s), self._look_at_silence)
+        elif self._is_in_head:
+            self._refuse(RequestTimeout(f"The request's headers did not come within {self.head_within_s:g} s."))
+        elif self._is_in_body and not self.cycle.response_complete:
+            self._refuse(RequestTimeout(f"The request's body stopped coming for {self.body_idle_s:g} s."))
+        else:
+            self.transport.close()
+
+    def _silent_until(self, now: float) -> float:
+        """Until when this client may be silent, by the loop's clock; infinity where it is not its turn."""
+        at_work = self._at_work
+        is_at_work = at_work is not None and not at_work.response_complete
+        if self._is_in_head:
+            return float("inf") if is_at_work else self._began_at + self.head_within_s
+        if self._is_in_body:
+            if self.flow.read_paused:
+                # It is we who do not read.
+                self._heard_at = now
+            is_behind = is_at_work and at_work is not self.cycle
+            waits_for_100 = self.cycle.waiting_for_100_continue and not self.cycle.response_complete
+            return float("inf") if is_behind or waits_for_100 else self._heard_at + self.body_idle_s
+        if is_at_work or self.timeout_keep_alive_task is not None:
+            return float("inf")
+        # It has not spoken yet, or what it said (empty lines) ended uvicorn's timer and began no request.
+        return self._began_at + self.silent_for_s
 
     def _refuse(self, error: TidegateError) -> None:
         """Answers what never became a request, or stopped being one, and closes.

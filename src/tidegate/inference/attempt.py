@@ -4,7 +4,6 @@ The contexts close in that order, however the attempt ends. Before the first con
 attempt alone, and the flow may try the next; what is raised here says which.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ import anyio
 import structlog
 
 from tidegate.admission.gate import Lease
-from tidegate.errors import Overloaded, UpstreamError, UpstreamRefused
+from tidegate.errors import UpstreamError, UpstreamRefused
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.gateway import Gateway
 from tidegate.inference.reading import ChatReader
@@ -48,6 +47,7 @@ class LiveAttempt:
         self.deadlines = deadlines
         self.reader = ChatReader(choices=exchange.call.choices, keep_text=planned.upstream.count == "tokenizer")
         self.withholds_usage = False
+        self.is_named = False
         self.was_sent = False
         self.status: int | None = None
         self.request_id: str | None = None
@@ -75,7 +75,8 @@ async def open_attempt(
         deadline_s = _sooner(exchange.remaining_s(), upstream.queue.deadline_s)
         async with _slot(gateway, exchange, reservation, upstream.name, deadline_s) as lease:
             total_s = _sooner(exchange.remaining_s(), upstream.timeouts.total_s)
-            with Deadlines(upstream.name, total_s=total_s) as deadlines:
+            is_callers = total_s < upstream.timeouts.total_s
+            with Deadlines(upstream.name, total_s=total_s, is_callers=is_callers) as deadlines:
                 live = LiveAttempt(planned, exchange, reservation, deadlines)
                 live.begin()
                 async with _answered(gateway, live, lease):
@@ -95,14 +96,15 @@ async def _slot(
     """The upstream's slot. What was waited is told also where it was waited in vain."""
     began = time.perf_counter()
     queued_before_s = exchange.progress.queue_s or 0.0
+    has_lease = False
     try:
         async with gateway.slots[upstream].hold(reservation.opened.entry_id, deadline_s=deadline_s) as lease:
+            has_lease = True
             exchange.progress.queue_s = queued_before_s + lease.waited_s
             yield lease
-    except (Overloaded, asyncio.CancelledError):
-        if exchange.progress.queue_s is None:
+    finally:
+        if not has_lease:
             exchange.progress.queue_s = queued_before_s + time.perf_counter() - began
-        raise
 
 
 @asynccontextmanager
@@ -110,14 +112,21 @@ async def _answered(gateway: Gateway, live: LiveAttempt, lease: Lease) -> AsyncI
     """The upstream's answer, successful and open. Asks once more without `stream_options` where they were refused."""
     upstream = live.planned.upstream
     provider = gateway.providers[upstream.name]
+    may_ask_usage = gateway.asks_usage(upstream)
     while True:
-        request = _request(gateway, live, lease, provider)
+        request = _request(live, lease, provider, may_ask_usage=may_ask_usage)
         try:
             async with provider.open(request) as answer:
                 live.status, live.request_id = answer.status, answer.request_id
                 if answer.status == 200:
                     live.answer = answer
                     live.withholds_usage = request.asks_usage
+                    # What bounded its headers bounds them no more; a stream's next phase is the relay's to say.
+                    live.deadlines.relax()
+                    if may_ask_usage != gateway.asks_usage(upstream):
+                        # Learnt only now: without the question it answers, so it was the question that it refused.
+                        gateway.refuses_usage_request.add(upstream.name)
+                        log.info("usage_request_refused", upstream=upstream.name)
                     yield
                     return
                 refusal = await refusal_of(answer, upstream.name)
@@ -125,15 +134,14 @@ async def _answered(gateway: Gateway, live: LiveAttempt, lease: Lease) -> AsyncI
             live.was_sent = live.was_sent or request.was_sent
         if not (request.asks_usage and upstream.usage_request == "auto" and is_about_usage_request(refusal)):
             raise refusal
-        gateway.refuses_usage_request.add(upstream.name)
-        log.info("usage_request_refused", upstream=upstream.name)
+        may_ask_usage = False
 
 
-def _request(gateway: Gateway, live: LiveAttempt, lease: Lease, provider: Provider) -> UpstreamRequest:
+def _request(live: LiveAttempt, lease: Lease, provider: Provider, *, may_ask_usage: bool) -> UpstreamRequest:
     exchange, planned = live.exchange, live.planned
     call = exchange.call
     streamed = call.streamed or provider.streams_only
-    asks_usage = streamed and not call.wants_usage and gateway.asks_usage(planned.upstream)
+    asks_usage = streamed and not call.wants_usage and may_ask_usage
     return UpstreamRequest(
         attempt=planned,
         lease=lease,
@@ -148,20 +156,28 @@ def _request(gateway: Gateway, live: LiveAttempt, lease: Lease, provider: Provid
 
 async def _end(gateway: Gateway, live: LiveAttempt, error: BaseException | None) -> None:
     """The attempt's row, and what the breaker learns."""
-    usage = await _usage(gateway, live)
+    client = live.exchange.client
     if isinstance(error, UpstreamError) and error.upstream_status is not None:
         live.status = error.upstream_status
-    outcome = outcome_of(error, client_is_gone=live.exchange.client.is_gone)
-    live.reservation.end_attempt(outcome=outcome, usage=usage, status=live.status, upstream_request_id=live.request_id)
+    outcome = outcome_of(error, client)
+    usage = _received_usage(live)
+    try:
+        if usage.source == "estimated":
+            usage = await _counted(gateway, live, usage)
+    finally:
+        # Also where counting was cancelled by a server that stops: then the first estimate stands.
+        live.reservation.end_attempt(
+            outcome=outcome, usage=usage, status=live.status, upstream_request_id=live.request_id
+        )
     breaker = gateway.breakers[live.planned.upstream.name]
-    if outcome in ("timed_out", "upstream_failed") and not isinstance(error, UpstreamRefused):
-        breaker.failed()
-    elif outcome == "completed":
+    if outcome == "completed":
         breaker.succeeded()
+    elif isinstance(error, UpstreamError) and not isinstance(error, UpstreamRefused) and not client.has_content:
+        breaker.failed()
 
 
-async def _usage(gateway: Gateway, live: LiveAttempt) -> Usage:
-    """The provider's own figures; else what was received, and an input that nobody counted estimated from its text."""
+def _received_usage(live: LiveAttempt) -> Usage:
+    """The provider's own figures; else what was received, and of the input a first estimate from its bytes."""
     reader, call = live.reader, live.exchange.call
     if reader.tokens is not None:
         return Usage(reader.tokens, "provider")
@@ -169,14 +185,18 @@ async def _usage(gateway: Gateway, live: LiveAttempt) -> Usage:
         return NO_USAGE
     if live.status not in (None, 200):
         return Usage(Tokens(), "counted")
-    tokens = Tokens(input=call.input_bytes // _BYTES_A_TOKEN, output=reader.deltas)
-    # Shielded and bounded: should a thread take too long, the first estimate stands.
+    return Usage(Tokens(input=call.input_bytes // _BYTES_A_TOKEN, output=reader.deltas), "estimated")
+
+
+async def _counted(gateway: Gateway, live: LiveAttempt, usage: Usage) -> Usage:
+    """The estimate by a tokenizer, shielded and bounded; the one that was there where it takes too long."""
+    reader, call = live.reader, live.exchange.call
     with anyio.CancelScope(shield=True), anyio.move_on_after(_COUNT_WITHIN_S):
-        input_tokens = await gateway.tokenizer.count(input_text(call))
-        tokens = Tokens(input=input_tokens, output=reader.deltas)
+        tokens = Tokens(input=await gateway.tokenizer.count(input_text(call)), output=reader.deltas)
         if live.planned.upstream.count == "tokenizer":
-            tokens = Tokens(input=input_tokens, output=await gateway.tokenizer.count(reader.text()))
-    return Usage(tokens, "estimated")
+            tokens = Tokens(input=tokens.input, output=await gateway.tokenizer.count(reader.text()))
+        return Usage(tokens, "estimated")
+    return usage
 
 
 def _sooner(remaining_s: float | None, bound_s: float) -> float:

@@ -47,6 +47,7 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._last_sent_at = self._loop.time()
         self._is_sending = False
+        self._is_stream = False
         self._is_ended = False
         self._keepalive_after_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -56,6 +57,11 @@ class Client:
     def is_open(self) -> bool:
         """Whether the response began: its status is sent and cannot change."""
         return self.status is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the response was sent to its end: whatever happens then, it was complete."""
+        return self._is_ended
 
     @contextmanager
     def watched(self, *, keepalive_after_s: float | None) -> Iterator[None]:
@@ -100,8 +106,8 @@ class Client:
         self._is_ended = True
 
     async def fail_stream(self, error: TidegateError) -> None:
-        """Tells an open stream of its error by one event, and ends it without `[DONE]`; one that ended, nothing."""
-        if self._is_ended:
+        """Tells an open stream of its error by one event, and ends it without `[DONE]`; anything else, nothing."""
+        if self._is_ended or not self._is_stream:
             return
         with anyio.CancelScope(shield=True), anyio.move_on_after(_FAIL_WITHIN_S):
             await self.end_events(data_event(envelope(error, self.request_id)))
@@ -114,9 +120,10 @@ class Client:
             await self._open_stream()
 
     async def _open_stream(self) -> None:
-        self.status = 200
         headers = [*_STREAM_HEADERS, *self.headers]
         await self._write({"type": "http.response.start", "status": 200, "headers": headers})
+        self.status = 200
+        self._is_stream = True
 
     async def _write(self, message: Message) -> None:
         self._is_sending = True

@@ -21,6 +21,7 @@ class Collector:
         self._upstream = upstream
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
+        self._texts: dict[tuple[int, str], list[str]] = {}
         self._usage: Any = None
 
     def add(self, event: bytes) -> None:
@@ -38,6 +39,8 @@ class Collector:
 
     def body(self) -> bytes:
         """The answer as OpenAI gives it."""
+        for (index, key), pieces in self._texts.items():
+            self._choices[index]["message"][key] = "".join(pieces)
         choices = [self._choices[index] for index in sorted(self._choices)]
         answer = {**self._head, "object": "chat.completion", "choices": choices}
         if self._usage is not None:
@@ -67,7 +70,7 @@ class Collector:
             if key == "tool_calls":
                 _add_tool_calls(message.setdefault("tool_calls", []), value or [])
             elif key in _JOINED and isinstance(value, str):
-                message[key] = (message.get(key) or "") + value
+                self._texts.setdefault((index, key), []).append(value)
             elif value is not None:
                 message[key] = value
 

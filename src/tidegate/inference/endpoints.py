@@ -25,9 +25,9 @@ road = APIRouter(tags=["inference"], route_class=RoadRoute)
 
 
 @road.post("/v1/chat/completions", openapi_extra=_CHAT_BODY, response_class=Response)
-async def chat_completions(request: Request, caller: InferenceCaller, gateway: GatewayDep) -> Response:
+async def chat_completions(caller: InferenceCaller, gateway: GatewayDep) -> Response:
     """OpenAI's chat completions, streamed or not."""
-    return RoadResponse(gateway, await request.body(), caller)
+    return RoadResponse(gateway, caller)
 
 
 @router.get("/v1/models")

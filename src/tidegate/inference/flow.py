@@ -21,6 +21,7 @@ from tidegate.errors import (
     InternalError,
     InvalidRequest,
     Overloaded,
+    RequestTimeout,
     TidegateError,
     UpstreamError,
     UpstreamRefused,
@@ -65,12 +66,14 @@ async def run(gateway: Gateway, exchange: Exchange) -> None:
             raise cut from None
         await client.fail_stream(cut)
         raise
-    except Exception:
+    except Exception as error:
+        # An edge: whatever it was, it is ours, and it is logged where its entry is known.
+        log.exception("road_failed")
+        told = InternalError("The gateway failed. The error is logged with this request's id.")
         if not client.is_open:
-            raise
-        # An edge: after the first byte there is no status left to say it with.
-        log.exception("road_failed", entry_id=str(reservation.opened.entry_id))
-        await client.fail_stream(InternalError("The gateway failed. The error is logged with this request's id."))
+            told.headers.update({name.decode(): value.decode() for name, value in client.headers})
+            raise told from error
+        await client.fail_stream(told)
 
 
 def fitting_attempts(gateway: Gateway, chosen: Plan, exchange: Exchange) -> list[PlannedAttempt]:
@@ -93,6 +96,8 @@ async def _try_in_order(
     gateway: Gateway, exchange: Exchange, attempts: list[PlannedAttempt], reservation: Reservation
 ) -> None:
     for attempt in attempts:
+        if exchange.remaining_s() == 0:
+            raise RequestTimeout("The deadline that X-Tidegate-Deadline-Ms set has passed.")
         try:
             async with open_attempt(gateway, exchange, attempt, reservation) as live:
                 await relay(live, exchange)

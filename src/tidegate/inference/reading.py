@@ -6,7 +6,7 @@ a key in JSON cannot be forged by text, whose quotes are escaped. Measured: unde
 
 import re
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import orjson
@@ -18,6 +18,7 @@ _CONTENT = re.compile(rb'"(?:content|reasoning_content|reasoning|arguments|refus
 _WORTH_PARSING = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"error"\s*:\s*[{"]')
 _QUOTE = ord('"')
 _COMPACT_AT_EVENTS = 256
+_LONGEST_REASON = 64
 _OPENER = re.compile(rb'"role"\s*:|"choices"\s*:\s*\[\s*\]')
 # msgspec raises all of these for bytes that are no JSON, are not of the form, or are nested past its bound.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -36,14 +37,18 @@ class Kind(Enum):
     ERROR = "error"
 
 
+# What an upstream counts is never negative, and no answer has a trillion tokens.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+
+
 class _TokenDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int
-    completion_tokens: int = 0
+    prompt_tokens: _Count
+    completion_tokens: _Count = 0
     prompt_tokens_details: _TokenDetails | None = None
     completion_tokens_details: _TokenDetails | None = None
 
@@ -163,7 +168,7 @@ class ChatReader:
             self.tokens = tokens_of(usage)
         finishing = [choice for choice in chunk.choices or () if choice.finish_reason]
         for choice in finishing:
-            self.finish_reason = choice.finish_reason
+            self.finish_reason = (choice.finish_reason or "")[:_LONGEST_REASON] or None
             self._finished.add(choice.index)
         if has_content or finishing:
             return Kind.CONTENT
@@ -225,11 +230,11 @@ def _error_in(written: bytes) -> Any:
 def tokens_of(usage: _Usage) -> Tokens:
     """Disjoint classes from OpenAI's sums: its prompt holds the cached, its completion the reasoning."""
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
-    cached = (prompt.cached_tokens or 0) if prompt else 0
-    reasoning = (completion.reasoning_tokens or 0) if completion else 0
+    cached = min((prompt.cached_tokens or 0) if prompt else 0, usage.prompt_tokens)
+    reasoning = min((completion.reasoning_tokens or 0) if completion else 0, usage.completion_tokens)
     return Tokens(
-        input=max(0, usage.prompt_tokens - cached),
+        input=usage.prompt_tokens - cached,
         cached_input=cached,
-        output=max(0, usage.completion_tokens - reasoning),
+        output=usage.completion_tokens - reasoning,
         reasoning=reasoning,
     )

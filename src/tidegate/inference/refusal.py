@@ -12,6 +12,7 @@ from tidegate.upstream.provider import Answer
 _PASSED_ON = frozenset({400, 404, 409, 413, 422})
 _MOST_BYTES = 64 * 1024
 _LONGEST_MESSAGE = 2000
+_LONGEST_CODE = 64
 _CONTEXT_CODES = frozenset({ContextLengthExceeded.code, "exceed_context_size_error"})
 
 
@@ -52,14 +53,14 @@ async def refusal_of(answer: Answer, upstream: str) -> UpstreamError:
         )
     detail = _detail(body)
     if status in _PASSED_ON and detail is not None:
-        code = str(detail.code or detail.type or "") or None
+        code = str(detail.code or detail.type or "")[:_LONGEST_CODE] or None
         is_context = code in _CONTEXT_CODES or detail.type in _CONTEXT_CODES
         return UpstreamRefused(
             (detail.message or f"The upstream refused the request ({status}).")[:_LONGEST_MESSAGE],
             upstream=upstream,
             refused_status=status,
             refused_code=ContextLengthExceeded.code if is_context else _code(status, code),
-            param=detail.param,
+            param=detail.param[:_LONGEST_MESSAGE] if detail.param else None,
         )
     return UpstreamError(
         f"The upstream {upstream!r} answered with status {status}.", upstream=upstream, upstream_status=status

@@ -15,6 +15,7 @@ from tidegate.inference.collect import Collector
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.reading import Kind, read_completion, tokens_of
 from tidegate.inference.refusal import read_bounded
+from tidegate.inference.settlement import header_value
 from tidegate.inference.sse import EventSplitter
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -27,13 +28,15 @@ _MOST_HELD_BYTES = 256 * 1024
 
 async def relay(live: LiveAttempt, exchange: Exchange) -> None:
     """Sends the client what the upstream answers, to its end. Raises `UpstreamError` where it is not what was asked."""
-    if exchange.call.streamed:
-        await _relay_stream(live, exchange)
-    elif live.answer.is_event_stream:
-        await _collect(live, exchange)
-    else:
-        await _relay_whole(live, exchange)
-    exchange.progress.finish_reason = live.reader.finish_reason
+    try:
+        if exchange.call.streamed:
+            await _relay_stream(live, exchange)
+        elif live.answer.is_event_stream:
+            await _collect(live, exchange)
+        else:
+            await _relay_whole(live, exchange)
+    finally:
+        exchange.progress.finish_reason = live.reader.finish_reason
 
 
 async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
@@ -63,6 +66,7 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
             continue
         deadlines.relax()
         if reader.done:
+            _name_upstream(live, exchange)
             await client.end_events(held + ready)
             break
         if held or ready:
@@ -73,9 +77,11 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
     else:
         if not reader.complete:
             raise _truncated(live)
+        _name_upstream(live, exchange)
         await client.end_events(held)
         return
     # The client has everything: an upstream that breaks off now only costs its connection.
+    deadlines.end()
     with anyio.move_on_after(_END_WITHIN_S), contextlib.suppress(UpstreamError):
         async for _ in chunks:
             pass
@@ -140,16 +146,14 @@ def _note_first_content(live: LiveAttempt, exchange: Exchange) -> None:
 
 
 def _name_upstream(live: LiveAttempt, exchange: Exchange) -> None:
+    """Who answers, in the headers; where they are not sent yet, and once."""
+    if live.is_named or exchange.client.is_open:
+        return
+    live.is_named = True
     headers = exchange.client.headers
-    headers.append((b"x-tidegate-model", _header_value(exchange.call.model)))
     headers.append((b"x-tidegate-upstream", live.planned.upstream.name.encode()))
     for name, value in live.answer.passed_headers.items():
-        headers.append((name.lower().encode(), _header_value(value)))
-
-
-def _header_value(text: str) -> bytes:
-    """Text as a header's value: a model's name is any string, a header's value is not."""
-    return text.encode("ascii", "backslashreplace").translate(None, bytes(range(32)) + b"\x7f")
+        headers.append((name.lower().encode(), header_value(value)))
 
 
 def _stream_error(live: LiveAttempt) -> UpstreamError:

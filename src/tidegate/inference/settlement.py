@@ -8,8 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 
-from tidegate.errors import Draining, InternalError, Overloaded, TidegateError, UpstreamError, UpstreamTimeout
-from tidegate.inference.client import ClientGone
+from tidegate.errors import (
+    Draining,
+    InternalError,
+    Overloaded,
+    RequestTimeout,
+    TidegateError,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from tidegate.inference.client import Client, ClientGone
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.gateway import Gateway
 from tidegate.inference.wire import ChatCall
@@ -20,16 +28,17 @@ from tidegate.routing.plan import Plan
 HUNG_UP_STATUS = 499
 
 
-def outcome_of(error: BaseException | None, *, client_is_gone: bool = False) -> Outcome:
+def outcome_of(error: BaseException | None, client: Client) -> Outcome:
     """The closed word for what ended a request or an attempt."""
+    if error is None or client.is_complete:
+        # What breaks behind the response's own end broke nothing for anybody.
+        return "completed"
     match error:
-        case None:
-            return "completed"
         case ClientGone():
             return "client_disconnected"
         case asyncio.CancelledError():
-            return "client_disconnected" if client_is_gone else "interrupted"
-        case UpstreamTimeout():
+            return "client_disconnected" if client.is_gone else "interrupted"
+        case UpstreamTimeout() | RequestTimeout():
             return "timed_out"
         case UpstreamError():
             return "upstream_failed"
@@ -81,6 +90,7 @@ def reserved(gateway: Gateway, exchange: Exchange, plan: Plan) -> Iterator[Reser
     )
     with gateway.ledger.reserve(opened) as reservation:
         client.headers.append((b"x-tidegate-entry-id", str(opened.entry_id).encode()))
+        client.headers.append((b"x-tidegate-model", header_value(plan.name)))
         try:
             yield reservation
         except BaseException as error:
@@ -91,10 +101,17 @@ def reserved(gateway: Gateway, exchange: Exchange, plan: Plan) -> Iterator[Reser
         context.entry = reservation.settle(_ending(None, reservation, exchange))
 
 
+def header_value(text: str) -> bytes:
+    """Text as a header's value: a model's name is any string, a header's value is not."""
+    return text.encode("ascii", "backslashreplace").translate(None, bytes(range(32)) + b"\x7f")
+
+
 def _ending(error: BaseException | None, reservation: Reservation, exchange: Exchange) -> Ending:
     progress = exchange.progress
-    outcome = outcome_of(error)
+    outcome = outcome_of(error, exchange.client)
     status, code = exchange.client.status, None
+    if outcome == "completed":
+        error = None
     if isinstance(error, ClientGone):
         status = HUNG_UP_STATUS
     elif isinstance(error, TidegateError):

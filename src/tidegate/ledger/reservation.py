@@ -52,6 +52,7 @@ class Reservation:
             started_at=started_at,
             ended=self._attempts,
         )
+        self.output_tokens = self._recorded_output_tokens = 0
         self._journal.begin_attempt(self._begun)
 
     def end_attempt(

@@ -1,7 +1,7 @@
 """A breaker for each upstream: after failures in a row of time it is passed by for a while.
 
 It only orders: where every attempt of a plan is behind an open breaker, they are tried all the same, since a refusal
-without a try would be ours alone. One request after `open_s` closes it again by succeeding.
+without a try would be ours alone. It is open for `open_s`; a success closes it sooner.
 """
 
 import time

@@ -47,6 +47,14 @@ def _form(value: Any) -> str:
     return "word" if isinstance(value, str) else "table"
 
 
+# Credentials, and what belongs to one connection or to the body as we send it.
+_NEVER_FORWARDED = frozenset(
+    {"authorization", "x-api-key", "cookie", "proxy-authorization", "proxy-connection", "host", "connection"}
+    | {"content-length", "content-type", "content-encoding", "accept", "accept-encoding", "transfer-encoding"}
+    | {"keep-alive", "te", "trailer", "upgrade", "expect"}
+)
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -92,8 +100,7 @@ class UpstreamTable(_Table):
     @field_validator("forward_headers")
     @classmethod
     def _no_credentials(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        refused = {"authorization", "x-api-key", "cookie", "proxy-authorization", "host", "content-length"}
-        if bad := [name for name in names if name.lower() in refused]:
+        if bad := [name for name in names if name.lower() in _NEVER_FORWARDED]:
             raise ValueError(f"{bad[0]} is never sent on to an upstream")
         return tuple(name.lower() for name in names)
 

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 import anyio
 
-from tidegate.errors import UpstreamTimeout
+from tidegate.errors import RequestTimeout, UpstreamTimeout
 
 Phase = Literal["headers", "first_token", "idle", "total"]
 
@@ -18,13 +18,17 @@ Phase = Literal["headers", "first_token", "idle", "total"]
 class Deadlines:
     """Bounds the body of a `with` block. Where it cuts it short, it leaves by `UpstreamTimeout` with the phase.
 
+    `total_s` may be less than the upstream's own, where the caller set a deadline (`is_callers`): that is nobody's
+    fault, and leaves by `RequestTimeout`.
+
     >>> with Deadlines("openai", total_s=600) as deadlines:
     ...     deadlines.expect("headers", 60)
     """
 
-    def __init__(self, upstream: str, *, total_s: float) -> None:
+    def __init__(self, upstream: str, *, total_s: float, is_callers: bool = False) -> None:
         self._upstream = upstream
         self._total_s = total_s
+        self._is_callers = is_callers
         self._loop = asyncio.get_running_loop()
         self._total_at = self._loop.time() + total_s
         self._phase: Phase = "total"
@@ -50,6 +54,12 @@ class Deadlines:
         """From now, only the total bounds."""
         self._phase, self._seconds, self._due = "total", self._total_s, self._total_at
 
+    def end(self) -> None:
+        """From now, nothing is waited for."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def __enter__(self) -> Self:
         self._scope.__enter__()
         self._arm(self._due)
@@ -58,12 +68,13 @@ class Deadlines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self.end()
         swallowed = self._scope.__exit__(kind, error, trace)
         # Only what it cut short was too late: work that was done when the timer fired, as in closing, is done.
         if self._missed is not None and self._scope.cancelled_caught:
             phase, seconds = self._missed
+            if phase == "total" and self._is_callers:
+                raise RequestTimeout("The deadline that X-Tidegate-Deadline-Ms set has passed.") from None
             raise UpstreamTimeout(phase, seconds, upstream=self._upstream) from None
         return swallowed
 

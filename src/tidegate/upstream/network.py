@@ -1,7 +1,7 @@
 """TCP and TLS for httpcore2, on asyncio's own transports.
 
 httpcore2's own backend goes through anyio, which for each read and write opens a cancel scope, a timer and two
-checkpoints: a third of the CPU of a request. Here a read that finds data is a copy, and a write that the kernel takes at
+checkpoints: a third of the CPU of a request. Here a read that finds data is a copy, a write that the kernel takes at
 once is a call. Deadlines are the attempt's (`deadlines.py`); of the timeouts given here connect and write are kept.
 Memory is bounded: past `_HIGH_WATER` bytes that nobody has read, the socket is not read either.
 """

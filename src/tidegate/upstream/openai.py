@@ -7,17 +7,19 @@ the upstream just as it is used: such a request was never begun there, so it is 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import anyio
 import httpx2
 
 from tidegate.errors import UpstreamError, UpstreamTimeout
 from tidegate.upstream.provider import Answer, UpstreamRequest
-from tidegate.upstream.transport import UpstreamTransport
+from tidegate.upstream.transport import ANEW, KeptConnectionBroke, UpstreamTransport
 
 # A close so soon after sending is of the idle connection, not of the work on it.
 _STALE_CONNECTION_WITHIN_S = 1.0
 _CLOSE_WITHIN_S = 1.0
+_LONGEST_ID = 256
 _KEEPALIVE_S = 60.0
 _PASSED = frozenset({"x-request-id", "retry-after"})
 _PASSED_PREFIX = "x-ratelimit-"
@@ -26,7 +28,12 @@ _PASSED_PREFIX = "x-ratelimit-"
 def open_client() -> httpx2.AsyncClient:
     """The one client of a process. How many requests run at once is for the slots to say, not for its pool."""
     return httpx2.AsyncClient(
-        transport=UpstreamTransport(keepalive_s=_KEEPALIVE_S), timeout=None, trust_env=False, follow_redirects=False
+        transport=UpstreamTransport(keepalive_s=_KEEPALIVE_S),
+        timeout=None,
+        trust_env=False,
+        follow_redirects=False,
+        # An upstream's cookies are nobody's: the client would keep them all.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
 
 
@@ -55,7 +62,8 @@ class HttpAnswer:
 
     @property
     def request_id(self) -> str | None:
-        return self._response.headers.get("x-request-id")
+        named = self._response.headers.get("x-request-id")
+        return None if named is None else named[:_LONGEST_ID]
 
     @property
     def passed_headers(self) -> Mapping[str, str]:
@@ -95,22 +103,21 @@ class OpenAIProvider:
     async def open(self, request: UpstreamRequest) -> AsyncIterator[Answer]:
         began = time.perf_counter()
         try:
-            response = await self._send(request)
-        except httpx2.TransportError as error:
-            closed = isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError)
-            if not closed or time.perf_counter() - began > _STALE_CONNECTION_WITHIN_S:
-                raise _failure(error, request) from error
             try:
                 response = await self._send(request)
-            except httpx2.TransportError as again:
-                raise _failure(again, request) from again
+            except KeptConnectionBroke:
+                if time.perf_counter() - began > _STALE_CONNECTION_WITHIN_S:
+                    raise
+                response = await self._send(request, anew=True)
+        except httpx2.TransportError as error:
+            raise _failure(error, request) from error
         try:
             yield HttpAnswer(response, request.attempt.upstream.name)
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE_WITHIN_S):
                 await response.aclose()
 
-    async def _send(self, request: UpstreamRequest) -> httpx2.Response:
+    async def _send(self, request: UpstreamRequest, *, anew: bool = False) -> httpx2.Response:
         upstream = request.attempt.upstream
         timeouts = upstream.timeouts
         url = self._url(request.lease.base_url or upstream.base_url, request.path)
@@ -119,7 +126,7 @@ class OpenAIProvider:
             url,
             headers=self._headers(request, url),
             stream=_Body(request),
-            extensions={"timeout": {"connect": timeouts.connect_s, "write": timeouts.write_s}},
+            extensions={"timeout": {"connect": timeouts.connect_s, "write": timeouts.write_s}, ANEW: anew},
         )
         if request.streamed:
             request.deadlines.expect("headers", timeouts.headers_s)

@@ -36,6 +36,15 @@ _ERRORS: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
 )
 
 
+# An extension of a request: it must not go out on a connection that was kept.
+ANEW = "tidegate.anew"
+_BROKEN = (httpcore2.ReadError, httpcore2.WriteError, httpcore2.RemoteProtocolError)
+
+
+class KeptConnectionBroke(httpx2.RemoteProtocolError):
+    """A connection that was kept alive broke before it answered: the upstream may have closed it as it was used."""
+
+
 class _CoreBody(Protocol):
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
@@ -61,7 +70,10 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         self._is_closed = False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Raises `httpx2.TransportError`. Cancelled at any point, it leaves no connection open."""
+        """Raises `httpx2.TransportError`, of a connection that was kept `KeptConnectionBroke`.
+
+        Cancelled at any point, it leaves no connection open.
+        """
         assert isinstance(request.stream, httpx2.AsyncByteStream)
         url = request.url
         sent = httpcore2.Request(
@@ -95,14 +107,15 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
             return
         place.idle.append((connection, time.monotonic()))
         oldest = time.monotonic() - self._keepalive_s
-        while len(place.idle) > _MOST_IDLE or place.idle[0][1] < oldest:
+        while place.idle and (len(place.idle) > _MOST_IDLE or place.idle[0][1] < oldest):
             await _close(place.idle.popleft()[0])
 
     async def _send(
         self, place: _Origin, request: httpcore2.Request
     ) -> tuple[httpcore2.AsyncHTTPConnection, httpcore2.Response]:
         while True:
-            connection = await self._idle(place) or httpcore2.AsyncHTTPConnection(
+            kept = None if request.extensions.get(ANEW) else await self._idle(place)
+            connection = kept or httpcore2.AsyncHTTPConnection(
                 place.origin,
                 ssl_context=self._ssl_context,
                 keepalive_expiry=self._keepalive_s,
@@ -112,8 +125,10 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
                 return connection, await connection.handle_async_request(request)
             except httpcore2.ConnectionNotAvailable:
                 continue
-            except BaseException:
+            except BaseException as error:
                 await _close(connection)
+                if kept is not None and isinstance(error, _BROKEN):
+                    raise KeptConnectionBroke(str(error)) from error
                 raise
 
     async def _idle(self, place: _Origin) -> httpcore2.AsyncHTTPConnection | None:
@@ -157,7 +172,7 @@ class _Body(httpx2.AsyncByteStream):
         if self._is_closed:
             return
         self._is_closed = True
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE_WITHIN_S):
             await self._body.aclose()
             await self._transport.take_back(self._connection, self._place)
 

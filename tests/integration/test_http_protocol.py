@@ -1,0 +1,218 @@
+"""A connection whose client stops in the middle, says nothing, or sends more than its turn: on a real socket."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from tests.support.client import RawClient
+from tests.support.server import in_process_server
+from tests.support.waiting import eventually
+from tidegate.http import protocol
+from tidegate.http.protocol import TidegateHttpProtocol
+
+REQUEST = b"GET /%s HTTP/1.1\r\nhost: x\r\n\r\n"
+POST = b"POST /%s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+MIB = 1 << 20
+
+
+class Hasty(TidegateHttpProtocol):
+    """Bounds of tenths of a second."""
+
+    head_within_s = 0.2
+    body_idle_s = 0.3
+    silent_for_s = 0.4
+    look_every_s = 0.05
+
+
+class Patient(TidegateHttpProtocol):
+    """Looks often, and ends nothing."""
+
+    look_every_s = 0.05
+
+
+class App:
+    """Streams for ever on /stream and notes what it hears then; answers at once elsewhere, the body read or not."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, list[str]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        heard = self.heard.setdefault(scope["path"], [])
+        if scope["path"] != "/early":
+            while (message := await receive())["type"] == "http.request" and message["more_body"]:
+                heard.append("body")
+            heard.append(message["type"])
+            if message["type"] == "http.disconnect":
+                return
+        headers = [(b"content-length", b"2")] if scope["path"] != "/stream" else []
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["path"] == "/stream":
+            await send({"type": "http.response.body", "body": b"first", "more_body": True})
+            heard.append((await receive())["type"])
+            return
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+@asynccontextmanager
+async def serving(app: App, http: type[TidegateHttpProtocol] = TidegateHttpProtocol) -> AsyncIterator[str]:
+    # No keep-alive timer of uvicorn's ends anything here.
+    config = uvicorn.Config(
+        app,
+        http=http,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=600,
+        timeout_graceful_shutdown=2,
+    )
+    async with in_process_server(config) as url:
+        yield url
+
+
+async def streaming(client: RawClient) -> None:
+    await client.send("GET", "/stream")
+    assert (await client.head()).status == 200
+    assert await client.piece() == b"first"
+
+
+async def told(app: App) -> None:
+    await eventually(lambda: app.heard["/stream"][-1] == "http.disconnect", within_s=2)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param(REQUEST % b"next", id="a request"),
+        pytest.param(POST % (b"next", 500_000) + b"x" * 400_000, id="a body past the high-water mark"),
+        pytest.param(REQUEST % b"next" * protocol.MOST_PIPELINED, id="as many as may be"),
+    ],
+)
+async def test_a_hang_up_reaches_a_stream_behind_which_something_is_pipelined(behind: bytes) -> None:
+    app = App()
+    async with serving(app) as url, RawClient(url) as client:
+        await streaming(client)
+        await client.send_raw(behind)
+        # It was taken in: only then does uvicorn stop reading.
+        async with RawClient(url) as other:
+            await other.send_raw(REQUEST % b"other")
+            assert (await other.head()).status == 200
+        client.hang_up()
+        await told(app)
+        assert "/next" not in app.heard
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param(REQUEST % b"next" * (protocol.MOST_PIPELINED + 1), id="too many"),
+        pytest.param(POST % (b"next", 4 * MIB) + b"x" * (2 * MIB), id="too large"),
+        pytest.param((POST % (b"next", 400_000) + b"x" * 400_000) * 3, id="too large together"),
+    ],
+)
+async def test_who_pipelines_too_much_behind_a_stream_is_cut_off(behind: bytes) -> None:
+    app = App()
+    async with serving(app) as url, RawClient(url) as client:
+        await streaming(client)
+        try:
+            await client.send_raw(behind)
+        except ConnectionError:
+            pass
+        await told(app)
+        assert await client.closed_by_server()
+        assert "/next" not in app.heard
+
+
+async def test_what_is_pipelined_is_answered_in_turn() -> None:
+    app = App()
+    async with serving(app) as url, RawClient(url) as client:
+        await client.send_raw(REQUEST % b"a" * 10 + POST % (b"b", 300_000) + b"x" * 300_000 + REQUEST % b"c")
+        for _ in range(12):
+            assert (await client.head()).status == 200
+            assert await client.body() == b"ok"
+        assert list(app.heard) == ["/a", "/b", "/c"]
+
+
+@pytest.mark.parametrize(
+    ("begun", "says"),
+    [
+        pytest.param(b"GET /ok HTTP/1.1\r\nhost:", b"headers did not come within 0.2 s", id="a head"),
+        pytest.param(POST % (b"ok", 10) + b"12345", b"body stopped coming for 0.3 s", id="a body"),
+        pytest.param(
+            b"POST /ok HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+            b"body stopped coming for 0.3 s",
+            id="a chunked body",
+        ),
+        pytest.param(REQUEST % b"ok" + b"GET /ok HTT", b"headers did not come within 0.2 s", id="a second head"),
+    ],
+)
+async def test_what_was_begun_and_does_not_go_on_is_a_408_and_the_end(begun: bytes, says: bytes) -> None:
+    async with serving(App(), Hasty) as url, RawClient(url) as client:
+        await client.send_raw(begun)
+        if begun.startswith(REQUEST % b"ok"):
+            assert (await client.head()).status == 200
+            await client.body()
+        head = await client.head()
+        body = await client.body()
+        assert (head.status, head.headers["connection"]) == (408, "close")
+        assert b'"code":"request_timeout"' in body
+        assert says in body
+        assert await client.closed_by_server()
+
+
+async def test_a_head_that_drips_is_a_408() -> None:
+    async with serving(App(), Hasty) as url, RawClient(url) as client:
+
+        async def drip() -> None:
+            await client.send_raw(b"GET /ok HTTP/1.1\r\nx: ")
+            while True:
+                await client.send_raw(b"y")
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        assert (await client.head()).status == 408
+        dripping.cancel()
+        await asyncio.wait([dripping])
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n", REQUEST % b"ok" + b"\r\n", POST % (b"early", 10) + b"12345"])
+async def test_a_connection_on_which_nothing_is_asked_is_closed(said: bytes) -> None:
+    async with serving(App(), Hasty) as url, RawClient(url) as client:
+        await client.send_raw(said)
+        if len(said) > 2:
+            assert (await client.head()).status == 200
+            await client.body()
+        assert await client.closed_by_server()
+
+
+async def test_a_stream_a_kept_connection_and_one_that_waits_for_100_are_not_cut() -> None:
+    app = App()
+    async with (
+        serving(app, Hasty) as url,
+        RawClient(url) as stream,
+        RawClient(url) as kept,
+        RawClient(url) as answered_early,
+        RawClient(url) as silent,
+    ):
+        await streaming(stream)
+        for client, said in ((kept, REQUEST % b"ok"), (answered_early, POST % (b"early", 10) + b"x" * 10)):
+            await client.send_raw(said)
+            assert (await client.head()).status == 200
+            await client.body()
+        await stream.send_raw(b"GET /behind HTTP/1.1\r\nhost:")
+        # Every bound has passed once this one is closed for its silence.
+        for _ in range(2):
+            async with RawClient(url) as later:
+                assert await later.closed_by_server()
+        assert await silent.closed_by_server()
+        for client in (kept, answered_early):
+            await client.send_raw(REQUEST % b"ok")
+            assert (await client.head()).status == 200
+        assert app.heard["/stream"] == ["http.request"]
+        stream.hang_up()
+        await told(app)
