@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.caller import CHAT, Caller, Json, Reply, catalogue_of, made_key, reply_of
 from tests.support.client import RawClient
-from tests.support.road import CHAT, Caller, Json, Reply, catalogue_of, made_key, reply_of
 from tests.support.server import GatewayPlan, GatewayProcess
 from tests.support.upstream import ScriptedUpstream
 

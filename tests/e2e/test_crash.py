@@ -5,14 +5,15 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
 import pytest
 
 from tests.support.behaviours import stalled
+from tests.support.caller import Caller, Json, catalogue_of, checked, content
 from tests.support.client import ConnectionEnded, RawClient
-from tests.support.road import Caller, Json, catalogue_of, checked, content
 from tests.support.server import GatewayPlan, GatewayProcess
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
@@ -26,7 +27,7 @@ def stores(postgres_url: str, redis_url: str, redis_prefix: str) -> dict[str, st
     return {"database_url": postgres_url, "redis_url": redis_url, "redis_prefix": redis_prefix}
 
 
-def plan_for(upstream: ScriptedUpstream, **more: object) -> GatewayPlan:
+def plan_for(upstream: ScriptedUpstream, **more: Any) -> GatewayPlan:
     price = {"input": "1.00", "output": "2.00"}
     plain = {"base_url": upstream.base_url, "count": "deltas"}
     models = {"m": {"attempts": ["plain/m"], "price": price}}

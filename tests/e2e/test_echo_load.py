@@ -1,6 +1,7 @@
 """Five hundred streams at once on one worker: each complete and its own, and memory that does not grow."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -9,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.caller import Caller, Json, catalogue_of, reply_of
 from tests.support.client import RawClient
-from tests.support.road import Caller, Json, catalogue_of, reply_of
 from tests.support.server import GatewayPlan, GatewayProcess
 from tests.support.waiting import eventually
 
@@ -71,7 +72,8 @@ async def round_of(caller: Caller, name: str) -> list[Json]:
 
 async def ask_all_but_one_byte(caller: Caller, client: RawClient, label: str) -> bytes:
     """Returns the byte that is held back."""
-    body = '{"model":"m","stream":true,"messages":[{"role":"user","content":"%s"}]}' % words(label)
+    message = {"role": "user", "content": words(label)}
+    body = json.dumps({"model": "m", "stream": True, "messages": [message]})
     head = [
         "POST /v1/chat/completions HTTP/1.1",
         "host: gateway",

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from tests.support.behaviours import Completion, silent, stalled
+from tests.support.caller import Caller, catalogue_of, content, reply_of
 from tests.support.client import RawClient
-from tests.support.road import Caller, catalogue_of, content, reply_of
 from tests.support.server import GatewayPlan, GatewayProcess
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -11,9 +11,9 @@ from sqlalchemy import text
 from tests.support import services
 from tests.support.behaviours import stalled
 from tests.support.blackhole import BlackHole
+from tests.support.caller import Caller
 from tests.support.client import RawClient
 from tests.support.phases import HANG_UP_WITHIN_S, PHASES, Phase, Scene, hung_up, phase_catalogue
-from tests.support.road import Caller
 from tests.support.server import GatewayPlan, GatewayProcess
 from tests.support.services import Service
 from tests.support.upstream import ScriptedUpstream
@@ -42,7 +42,7 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
-def stores(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+def stores(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     """None for one process; a PostgreSQL database and a Redis prefix for two workers."""
     if request.param == "uvicorn":
         yield {}
@@ -59,7 +59,7 @@ def stores(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-async def served(stores: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+async def served(stores: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     async with ScriptedUpstream(send_buffer=16 * 1024) as upstream, BlackHole() as hole:
         catalogue = phase_catalogue(upstream, hole)
         workers = 2 if stores else 1
@@ -135,7 +135,7 @@ async def nothing_is_left(served: Served) -> None:
 
         async def idle() -> bool:
             async with database.session() as session:
-                return (await session.execute(busy)).scalar_one() == 0
+                return bool((await session.execute(busy)).scalar_one() == 0)
 
         await eventually(idle, poll_s=0.05)
     finally:

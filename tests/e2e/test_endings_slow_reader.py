@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.caller import Caller, catalogue_of, content
 from tests.support.client import RawClient
 from tests.support.phases import Flood
-from tests.support.road import Caller, catalogue_of, content
 from tests.support.server import GatewayPlan, GatewayProcess
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually

@@ -8,7 +8,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionUserMessageParam
 
 from tests.support.behaviours import Behaviour, Completion, html, refusal
-from tests.support.road import Caller, catalogue_of, made_key
+from tests.support.caller import Caller, catalogue_of, made_key
 from tests.support.server import GatewayPlan, GatewayProcess
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import FOREVER
@@ -196,11 +196,15 @@ async def test_an_error_in_mid_stream_is_raised_where_it_comes(
 ) -> None:
     upstream.enqueue(Completion(ending=ending))  # type: ignore[arg-type]
     stream = await client.chat.completions.create(model="m", messages=HELLO, stream=True)
-    said = ""
-    with pytest.raises(openai.APIError) as raised:
+    said: list[str] = []
+
+    async def listen() -> None:
         async for chunk in stream:
-            said += chunk.choices[0].delta.content or ""
-    assert said == "Hello, world"
+            said.append(chunk.choices[0].delta.content or "")  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(openai.APIError) as raised:
+        await listen()
+    assert "".join(said) == "Hello, world"
     assert raised.value.code == "upstream_error"
     assert raised.value.message.startswith("The upstream 'plain'")
 

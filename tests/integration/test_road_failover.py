@@ -7,7 +7,8 @@ import pytest
 
 from tests.support.behaviours import Answer, Behaviour, Completion, html, refusal, stalled
 from tests.support.blackhole import BlackHole
-from tests.support.road import DONE, Json, Road, Script, catalogue_of, chunk, open_road
+from tests.support.caller import DONE, Json, Script, catalogue_of, chunk
+from tests.support.road import Road, open_road
 from tests.support.server import free_port
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import FOREVER, Gate

@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import Self
 
 import pytest
 
 from tests.support.behaviours import Completion, stalled
+from tests.support.caller import Json, Reply, catalogue_of, reply_of
 from tests.support.client import RawClient
-from tests.support.road import Json, Reply, Road, catalogue_of, open_road, reply_of
+from tests.support.road import Road, open_road
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
 from tests.support.wire import Gate
@@ -47,7 +50,7 @@ class Held:
         self._gate = Gate()
         self._client = road.client()
 
-    async def __aenter__(self) -> "Held":
+    async def __aenter__(self) -> Self:
         await self._client.__aenter__()
         self._upstream.enqueue(stalled(after=1, at=self._gate))
         await self._road.caller.ask(self._client, f"holds-{self._model}", model=self._model)
@@ -104,12 +107,16 @@ async def test_a_wait_ends_at_the_callers_deadline(road: Road, upstream: Scripte
 
 async def test_who_came_first_is_served_first(road: Road, upstream: ScriptedUpstream) -> None:
     before = len(upstream.requests)
+
+    def waits(count: int) -> bool:
+        return road.gateway.slots["one"].waiting == count
+
     async with AsyncExitStack() as stack, Held(road, upstream, "one") as held:
         waiters: list[RawClient] = []
         for n in range(6):
             waiters.append(await stack.enter_async_context(road.client()))
             await road.caller.ask(waiters[n], f"fifo-{n}", model="one")
-            await eventually(lambda n=n: road.gateway.slots["one"].waiting == n + 1)
+            await eventually(partial(waits, n + 1))
         waiters[2].hang_up()
         await eventually(lambda: road.gateway.slots["one"].waiting == 5)
         await held.release()

@@ -7,7 +7,8 @@ import pytest
 
 from tests.support.behaviours import Behaviour, Completion, silent, stalled
 from tests.support.blackhole import BlackHole, DeafPeer
-from tests.support.road import Json, Reply, Road, Script, catalogue_of, chunk, content, open_road, reply_of
+from tests.support.caller import Json, Reply, Script, catalogue_of, chunk, content, reply_of
+from tests.support.road import Road, open_road
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
 from tests.support.wire import FOREVER

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.behaviours import Answer, Behaviour, ClosesUnderTheClient, Completion, Raw, html, refusal
-from tests.support.road import Road, Script, catalogue_of, open_road
+from tests.support.caller import Json, Script, catalogue_of
+from tests.support.road import Road, open_road
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import Gate
 
@@ -167,7 +168,7 @@ async def test_two_requests_with_one_label_are_two_entries(road: Road, upstream:
     assert len(ids) == 2
     assert first.head.headers["x-request-id"] == second.head.headers["x-request-id"] == "same"
     await road.at_rest()
-    found = []
+    found: list[Json] = []
     while len(found) < 2:
         found = await road.caller.entries("same")
     assert {entry["entry_id"] for entry in found} == ids

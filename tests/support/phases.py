@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from tests.support.behaviours import Behaviour, Completion, silent, stalled
 from tests.support.blackhole import BlackHole
+from tests.support.caller import DONE, Caller, Json, catalogue_of, chunk, content
 from tests.support.client import RawClient
-from tests.support.road import DONE, Caller, Json, catalogue_of, chunk, content
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
 from tests.support.wire import FOREVER, Exchange, Gate, Received

@@ -150,13 +150,14 @@ async def test_a_move_that_is_cancelled_in_the_middle_loses_nothing(tmp_path: Pa
         assert not journal.directory.exists()
 
 
-async def test_no_entry_is_passed_by_while_segments_follow_each_other(tmp_path: Path) -> None:
-    journal, store = Journal.create(tmp_path, segment_bytes=1), Store()
+@pytest.mark.parametrize("segment_bytes", [1, 3000])
+async def test_no_entry_is_passed_by_while_segments_follow_each_other(tmp_path: Path, segment_bytes: int) -> None:
+    journal, store = Journal.create(tmp_path, segment_bytes=segment_bytes), Store()
     drain = Drain(journal, store)
     terminals = []
 
     async def write() -> None:
-        for _ in range(150):
+        for _ in range(300):
             terminals.append(settle_one(journal))
             await asyncio.sleep(0)
 

@@ -93,6 +93,10 @@ chunks = st.fixed_dictionaries(
 )
 
 
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
 @dataclass
 class SlowReader:
     """Reads the same by `json.loads`, with nothing to be clever about."""
@@ -121,7 +125,7 @@ class SlowReader:
         if chunk.get("error"):
             return Kind.ERROR
         usage = chunk.get("usage")
-        is_usage = isinstance(usage, dict) and isinstance(usage.get("prompt_tokens"), int)
+        is_usage = isinstance(usage, dict) and is_count(usage.get("prompt_tokens"))
         if is_usage:
             self.usage = usage
         reasons = {
