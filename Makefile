@@ -5,8 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := UV_NO_PROGRESS=1 $(BIN)/uv -q
 PIP := $(UV) pip install --python $(BIN)/python
-HOST ?= 127.0.0.1
-PORT ?= 8000
 PYTEST_ARGS ?= -n 2
 
 .PHONY: help install serve test check lint types bench docs lock clean
@@ -16,8 +14,8 @@ help: ## list the targets
 
 install: $(VENV)/.dev ## install everything into .venv
 
-serve: $(VENV)/.serve ## start the gateway with its small model on PORT (8000)
-	@exec $(BIN)/tidegate serve --host $(HOST) --port $(PORT)
+serve: $(VENV)/.serve ## start the gateway with its small model, on PORT=8000
+	@exec $(BIN)/tidegate serve $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.dev ## run every test, against real PostgreSQL and Redis
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
