@@ -253,6 +253,10 @@ class Unavailable(Overloaded):
 class Draining(Overloaded):
     code = "draining"
 
+    def __init__(self, message: str) -> None:
+        # Another server, or this one's successor, is there at once.
+        super().__init__(message, headers={"Retry-After": "1"})
+
 
 def error_type(status: int) -> str:
     """The envelope's `type` for an HTTP status; what is not listed goes by its class of hundred."""

@@ -119,7 +119,9 @@ class AuthSettings(Group):
 class HttpSettings(Group):
     cors_origins: CommaSeparated = Field((), description="exact origins, comma-separated")
     trusted_proxies: CommaSeparated = Field((), description="addresses or CIDRs whose X-Forwarded-For is believed")
-    max_body_bytes: PositiveInt = Field(20 * 1024 * 1024, description="413 past it")
+    max_body_bytes: PositiveInt = Field(
+        20 * 1024 * 1024, description="of a body under /v1, 413 past it; 64 KiB elsewhere"
+    )
     end_user_headers: CommaSeparated = Field((), description="headers of trusted front ends that name the end user")
 
     @field_validator("trusted_proxies")

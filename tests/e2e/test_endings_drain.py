@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 from tests.support.wire import FOREVER, Gate
 from tidegate.storage.database import Database
 
-DRAIN_S = 1.5
+DRAIN_S = 1.0
 
 
 @pytest.fixture(params=["uvicorn", "gunicorn"])
@@ -105,12 +105,10 @@ async def test_a_stop_lets_end_what_can_and_cuts_the_rest(
     assert list((gateway.data_dir / "journal").iterdir()) == []
 
 
-async def test_while_it_lingers_a_gateway_refuses_new_requests(
-    tmp_path: Path, upstream: ScriptedUpstream, plan: GatewayPlan
-) -> None:
-    variables = {"TIDEGATE_SERVER__LINGER_S": "60"}
-    lingering = GatewayPlan(**{**vars(plan), "variables": variables})
-    async with GatewayProcess(tmp_path, lingering) as gateway, RawClient(gateway.base_url) as running:
+async def test_while_it_lingers_a_gateway_refuses_new_requests(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    catalogue = catalogue_of({"plain": {"base_url": upstream.base_url}}, {"m": "plain/m"})
+    plan = GatewayPlan(catalogue=catalogue, variables={"TIDEGATE_SERVER__LINGER_S": "60"})
+    async with GatewayProcess(tmp_path, plan) as gateway, RawClient(gateway.base_url) as running:
         caller = Caller(gateway.base_url)
         upstream.enqueue(stalled(after=1, at=(gate := Gate())))
         await caller.ask(running, "running")

@@ -102,21 +102,27 @@ async def test_a_hang_up_gives_everything_back_and_settles_once(
 async def the_slot_is_free(served: Served, phase: Phase, label: str) -> None:
     """The worker's only slot of that upstream serves the next request at once."""
     scene = served.scene
+    if scene.workers == 1:
+        await serves_at_once(scene, phase, f"{label}-after")
+        return
     pid = await served.pid_of(label)
     for n in range(_MOST_TRIES):
-        after = f"{label}-after-{n}"
-        if phase.model == "hole":
-            async with RawClient(scene.caller.base_url) as client:
-                await scene.caller.ask(client, after, model="hole")
-                await eventually(lambda: scene.hole.knocking() == 1, within_s=HANG_UP_WITHIN_S)
-                client.hang_up()
-                await eventually(lambda: scene.hole.knocking() == 0, within_s=HANG_UP_WITHIN_S)
-        else:
-            reply = await scene.caller.chat(after, headers={"x-tidegate-deadline-ms": "2000"})
-            assert (reply.status, reply.is_done) == (200, True), reply
-        if await served.pid_of(after) == pid:
+        await serves_at_once(scene, phase, f"{label}-after-{n}")
+        if await served.pid_of(f"{label}-after-{n}") == pid:
             return
     raise AssertionError(f"the worker {pid} took none of {_MOST_TRIES} requests")
+
+
+async def serves_at_once(scene: Scene, phase: Phase, label: str) -> None:
+    if phase.model != "hole":
+        reply = await scene.caller.chat(label, headers={"x-tidegate-deadline-ms": "2000"})
+        assert (reply.status, reply.is_done) == (200, True), reply
+        return
+    async with RawClient(scene.caller.base_url) as client:
+        await scene.caller.ask(client, label, model="hole")
+        await eventually(lambda: scene.hole.knocking() == 1, within_s=HANG_UP_WITHIN_S)
+        client.hang_up()
+        await eventually(lambda: scene.hole.knocking() == 0, within_s=HANG_UP_WITHIN_S)
 
 
 async def nothing_is_left(served: Served) -> None:

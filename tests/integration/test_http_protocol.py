@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvicorn
@@ -25,12 +25,6 @@ class Hasty(TidegateHttpProtocol):
     head_within_s = 0.2
     body_idle_s = 0.3
     silent_for_s = 0.4
-    look_every_s = 0.05
-
-
-class Patient(TidegateHttpProtocol):
-    """Looks often, and ends nothing."""
-
     look_every_s = 0.05
 
 
@@ -119,10 +113,8 @@ async def test_who_pipelines_too_much_behind_a_stream_is_cut_off(behind: bytes) 
     app = App()
     async with serving(app) as url, RawClient(url) as client:
         await streaming(client)
-        try:
+        with suppress(ConnectionError):
             await client.send_raw(behind)
-        except ConnectionError:
-            pass
         await told(app)
         assert await client.closed_by_server()
         assert "/next" not in app.heard
@@ -180,17 +172,18 @@ async def test_a_head_that_drips_is_a_408() -> None:
         await asyncio.wait([dripping])
 
 
-@pytest.mark.parametrize("said", [b"", b"\r\n", REQUEST % b"ok" + b"\r\n", POST % (b"early", 10) + b"12345"])
+@pytest.mark.parametrize("said", [b"", REQUEST % b"ok", POST % (b"early", 10) + b"12345"])
 async def test_a_connection_on_which_nothing_is_asked_is_closed(said: bytes) -> None:
     async with serving(App(), Hasty) as url, RawClient(url) as client:
-        await client.send_raw(said)
-        if len(said) > 2:
+        if said:
+            await client.send_raw(said)
             assert (await client.head()).status == 200
             await client.body()
+        await client.send_raw(b"\r\n" if not said.endswith(b"5") else b"6")
         assert await client.closed_by_server()
 
 
-async def test_a_stream_a_kept_connection_and_one_that_waits_for_100_are_not_cut() -> None:
+async def test_a_stream_and_connections_that_are_kept_are_not_cut() -> None:
     app = App()
     async with (
         serving(app, Hasty) as url,

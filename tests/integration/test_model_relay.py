@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import resource
 from pathlib import Path
 
 import anyio
@@ -142,6 +143,25 @@ async def test_an_engine_that_is_gone_is_a_loss(path: Path) -> None:
         async with call(lease) as reader:
             assert await reader.read() == b""
         assert "does not listen" in str(at.losses[0])
+
+
+async def test_a_call_for_which_there_is_no_descriptor_is_dropped_and_the_model_goes_on(path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with model(path) as at, hold(worker(path)) as lease:
+        assert lease.base_url is not None
+        port = int(lease.base_url.removesuffix("/v1").rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await eventually(lambda: at.relay._calls)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            writer.write(f"POST / HTTP/1.1\r\nAuthorization: Bearer {lease.api_key}\r\n\r\n".encode())
+            assert await reader.read() == b""
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            writer.close()
+        assert at.losses == []
+        async with call(lease) as again:
+            assert (await again.read()).endswith(b"0\r\n\r\n")
 
 
 async def test_an_engine_that_never_ends_a_call_is_a_loss(path: Path) -> None:

@@ -12,6 +12,7 @@ from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import FOREVER, Exchange, Gate
 
 AFTER_S = 0.05
+PATIENT_S = 0.36
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,7 @@ async def road(upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFact
     telling = {"keepalive_after_s": AFTER_S}
     models: Json = {name: {"attempts": [f"{name}/m"], **telling} for name in upstreams}
     models["two"] = {"attempts": ["plain/m", "other/m"], **telling}
+    models["patient"] = {"attempts": ["plain/m"], "keepalive_after_s": PATIENT_S}
     models["off"] = {"attempts": ["plain/m"], "keepalive": "off", **telling}
     async with open_road(tmp_path_factory.mktemp("road"), catalogue_of(upstreams, models)) as opened:
         yield opened
@@ -159,6 +161,19 @@ async def test_a_queue_whose_deadline_passes_after_a_comment_is_an_event(
     assert (reply.status, reply.error["code"], reply.is_done) == (200, "overloaded", False)
     entry = await road.caller.entry("brief-waiter")
     assert (entry["outcome"], entry["status"], entry["attempts"]) == ("rejected", 200, [])
+
+
+async def test_a_stream_that_is_never_silent_for_so_long_gets_no_comment(
+    road: Road, upstream: ScriptedUpstream
+) -> None:
+    # Longer in all than two silences; a busy machine may stretch one pause, so there are tries.
+    for n in range(5):
+        upstream.enqueue(Completion(deltas=("a",) * 30, gap_s=PATIENT_S / 12))
+        reply = await road.caller.chat(f"steady-{n}", model="patient")
+        assert reply.is_done
+        if reply.comments == 0:
+            return
+    raise AssertionError("a steady stream got comments five times")
 
 
 async def test_keepalive_off_says_nothing_while_there_is_nothing_to_say(road: Road, upstream: ScriptedUpstream) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.behaviours import Behaviour, Completion, silent, stalled
 from tests.support.blackhole import BlackHole, DeafPeer
-from tests.support.caller import Json, Reply, Script, catalogue_of, chunk, content, reply_of
+from tests.support.caller import Json, Reply, Script, catalogue_of, chunk, content
 from tests.support.road import Road, open_road
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
@@ -173,16 +173,16 @@ async def test_a_slow_reader_is_not_the_upstreams_idle_time(road: Road, upstream
 
 
 async def test_the_callers_deadline_bounds_the_whole_request(road: Road, upstream: ScriptedUpstream) -> None:
-    upstream.enqueue(silent())
-    deadline = {"x-tidegate-deadline-ms": "150"}
-    reply = await road.caller.chat("deadline", model="plain", headers=deadline)
-    timed_out(reply, await road.caller.entry("deadline"), phase="total", words="did not finish within")
-
-    upstream.enqueue(stalled(after=1))
-    async with road.client() as client:
-        await road.caller.ask(client, "deadline-mid", model="plain", headers={"x-tidegate-deadline-ms": "1500"})
-        reply = await reply_of(client)
-    timed_out(reply, await road.caller.entry("deadline-mid"), phase="total", words="did not finish", status=200)
+    for label, behaviour, ms, status in [("before", silent(), 150, 408), ("after", stalled(after=1), 1500, 200)]:
+        upstream.enqueue(behaviour)
+        reply = await road.caller.chat(label, model="plain", headers={"x-tidegate-deadline-ms": str(ms)})
+        assert reply.status == status
+        assert (reply.error["code"], reply.is_done) == ("request_timeout", False)
+        assert "X-Tidegate-Deadline-Ms" in reply.error["message"]
+        await upstream.wait_for(lambda: upstream.last.closed_early, within_s=2)
+        entry = await road.caller.entry(label)
+        assert (entry["outcome"], entry["status"], entry["error_code"]) == ("timed_out", status, "request_timeout")
+        assert [attempt["outcome"] for attempt in entry["attempts"]] == ["timed_out"]
 
 
 @pytest.mark.parametrize("written", ["0", "-5", "soon", "1.5", "999999999999999"])

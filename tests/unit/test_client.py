@@ -332,6 +332,30 @@ async def test_a_stream_that_ended_is_told_nothing_more() -> None:
 
 
 @in_virtual_time
+async def test_what_was_never_a_stream_is_told_nothing_by_an_event() -> None:
+    server = Server()
+    client = server.client()
+    await client.fail_stream(ERROR)
+    assert (server.sent, client.is_open, client.is_complete) == ([], False, False)
+    # Nor is one whose first comment never left.
+    server.reads.clear()
+    with pytest.raises(UpstreamError), client.watched(keepalive_after_s=15):
+        await fail_after(20)
+    await asyncio.sleep(0)
+    server.reads.set()
+    await client.fail_stream(ERROR)
+    assert (server.sent, client.is_open) == ([], False)
+    await client.send_answer(200, b"{}")
+    await client.fail_stream(ERROR)
+    assert (server.bodies, client.is_complete) == ([b"{}"], True)
+
+
+async def fail_after(seconds: float) -> None:
+    await silence(seconds)
+    raise ERROR
+
+
+@in_virtual_time
 async def test_what_is_streamed_says_so_with_the_headers_that_were_added() -> None:
     server = Server()
     client = server.client()

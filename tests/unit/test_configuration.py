@@ -118,6 +118,8 @@ def test_an_unknown_name_is_told_with_its_line_and_the_nearest(table: str, line:
         ("n", 'price = { input = "1" }', "17: models.1.price.output: is missing"),
         ("n", 'price = { input = "-1", output = "1" }', "17: models.1.price.input: Input should be greater"),
         ("n", 'groups = [""]', "17: models.1.groups.0: String should have at least 1 character"),
+        ("a", 'forward_headers = ["Transfer-Encoding"]', "6: upstreams.a.forward_headers: Transfer-Encoding is never"),
+        ("a", 'forward_headers = ["a b"]', "6: upstreams.a.forward_headers.0: String should match pattern"),
         ("a", 'forward_headers = ["Cookie"]', "6: upstreams.a.forward_headers: Cookie is never sent on to an upstream"),
         ("b", 'base_url = "http://x"', '7: upstreams.b: base_url and api_key have no use with provider "echo"'),
         ("o", '[upstreams.c]\nprovider = "opnai"', "22: upstreams.c.provider: Input should be 'openai', 'local' or "),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.virtual_time import in_virtual_time, now
-from tidegate.errors import UpstreamTimeout
+from tidegate.errors import RequestTimeout, UpstreamTimeout
 from tidegate.upstream.deadlines import Deadlines, Phase
 
 Step = tuple[str, float]
@@ -142,6 +142,28 @@ async def test_work_that_ends_in_the_turn_in_which_it_is_due_is_done_or_too_late
             outcome = "late"
         assert outcome == "done" if after_s < 30 else outcome in ("done", "late")
         await asyncio.sleep(0)
+
+
+@in_virtual_time
+async def test_nothing_fires_after_the_end_of_waiting() -> None:
+    with Deadlines("scripted", total_s=30) as deadlines:
+        deadlines.expect("idle", 5)
+        deadlines.end()
+        await asyncio.sleep(100)
+
+
+@in_virtual_time
+async def test_a_deadline_of_the_caller_is_nobodys_fault_and_a_phase_within_it_is_the_upstreams() -> None:
+    async def work(phase_s: float) -> None:
+        with Deadlines("scripted", total_s=30, is_callers=True) as deadlines:
+            deadlines.expect("idle", phase_s)
+            await asyncio.Event().wait()
+
+    with pytest.raises(RequestTimeout, match="X-Tidegate-Deadline-Ms") as caught:
+        await work(60)
+    assert (caught.value.http_status, now()) == (408, 30)
+    with pytest.raises(UpstreamTimeout):
+        await work(5)
 
 
 @in_virtual_time

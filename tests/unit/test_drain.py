@@ -17,7 +17,7 @@ from tests.unit.samples import Store, an_open_entry, begun, die, ended
 from tidegate.errors import Unavailable
 from tidegate.ledger.drain import Drain
 from tidegate.ledger.entry import Entry, OpenEntry, Outcome
-from tidegate.ledger.journal import AttemptBegun, Journal, Progress, segment_path
+from tidegate.ledger.journal import AttemptBegun, Journal, Progress, Reading, segment_path
 from tidegate.ledger.recovery import recover
 
 
@@ -99,6 +99,26 @@ async def test_whatever_a_driver_raises_the_entries_wait(tmp_path: Path, reason:
     journal.close(drained=True)
 
 
+async def test_an_unreadable_line_stops_nothing_and_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal, store = Journal.create(tmp_path, segment_bytes=10), Store()
+    drain = Drain(journal, store)
+    # Segments 1, 3, … are open records, 2, 4, … terminal ones.
+    terminals = [settle_one(journal) for _ in range(3)]
+    spoilt = segment_path(journal.directory, 4)
+    spoilt.write_bytes(b"\x00" * (spoilt.stat().st_size - 1) + b"\n")
+    store.reason = Unavailable("gone")
+    assert not await drain.finish(0.05)
+    store.reason = None
+    assert await drain.finish(10)
+    assert list(store.entries) == [terminals[0].entry_id, terminals[2].entry_id]
+    assert not drain.behind
+    assert drain.unreadable_lines == 1
+    assert sum("journal_line_unreadable" in record.getMessage() for record in caplog.records) == 1
+    journal.close(drained=True)
+
+
 async def test_memory_holds_no_entries_that_wait(tmp_path: Path) -> None:
     journal, store = Journal.create(tmp_path), Store()
     drain = Drain(journal, store)
@@ -150,23 +170,35 @@ async def test_a_move_that_is_cancelled_in_the_middle_loses_nothing(tmp_path: Pa
         assert not journal.directory.exists()
 
 
-@pytest.mark.parametrize("segment_bytes", [1, 3000])
-async def test_no_entry_is_passed_by_while_segments_follow_each_other(tmp_path: Path, segment_bytes: int) -> None:
-    journal, store = Journal.create(tmp_path, segment_bytes=segment_bytes), Store()
-    drain = Drain(journal, store)
-    terminals = []
+class Raced(Drain):
+    """A drain whose segment is written to and closed just after it was read to its end."""
 
-    async def write() -> None:
-        for _ in range(300):
-            terminals.append(settle_one(journal))
-            await asyncio.sleep(0)
+    def __init__(self, journal: Journal, store: Store) -> None:
+        super().__init__(journal, store)
+        self.meanwhile: list[Entry] = []
+        self._loop = asyncio.get_running_loop()
 
-    writing = asyncio.create_task(write())
-    while not writing.done():
-        await drain._try_once()
-    await writing
+    def _read(self) -> Reading:
+        reading = super()._read()
+        if not reading.records and not self.meanwhile:
+            # In the loop, and before it hears of what was read.
+            self._loop.call_soon_threadsafe(self._write)
+        return reading
+
+    def _write(self) -> None:
+        segment = self._journal.position[0]
+        while self._journal.position[0] == segment:
+            self.meanwhile.append(settle_one(self._journal))
+
+
+async def test_what_is_written_while_it_reads_is_not_passed_by(tmp_path: Path) -> None:
+    journal, store = Journal.create(tmp_path, segment_bytes=3000), Store()
+    before = settle_one(journal)
+    drain = Raced(journal, store)
     assert await drain.finish(30)
-    assert [entry.entry_id for entry in terminals] == list(store.entries)
+    assert await drain.finish(30)
+    assert len(drain.meanwhile) > 1
+    assert list(store.entries.values()) == [before, *drain.meanwhile]
     journal.close(drained=True)
 
 

@@ -1,10 +1,21 @@
 """Every error of every route has the one envelope and the request's id."""
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
-from tests.support.edge import Answer, EdgeApp, call
-from tidegate.errors import error_type
-from tidegate.http.errors import from_faults, param_of
+from tests.support.edge import Answer, EdgeApp, call, scope_of
+from tidegate.errors import (
+    Draining,
+    InsufficientQuota,
+    InvalidRequest,
+    Overloaded,
+    RateLimitExceeded,
+    TidegateError,
+    Unavailable,
+    error_type,
+)
+from tidegate.http.errors import error_response, from_faults, param_of
+from tidegate.http.middleware import with_edge
 from tidegate.settings import Settings
 
 JSON = [(b"content-type", b"application/json")]
@@ -87,6 +98,34 @@ async def test_our_own_error_keeps_its_headers(app: EdgeApp) -> None:
     answer = await call(app, "GET", "/overloaded")
     assert_envelope(answer, 503, "overloaded")
     assert answer.header("retry-after") == "2"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (Overloaded("x", headers={"Retry-After": "2"}), ("2", "2000", "true")),
+        (Unavailable("x", headers={"retry-after": "1"}), ("1", "1000", "true")),
+        (RateLimitExceeded("x", headers={"Retry-After": "60"}), ("60", "60000", "true")),
+        (InsufficientQuota("x", headers={"Retry-After": "3600"}), ("3600", "3600000", "false")),
+        (InsufficientQuota("x"), (None, None, "false")),
+        (Draining("x"), ("1", "1000", "true")),
+        (Overloaded("x"), (None, None, None)),
+        (InvalidRequest("x"), (None, None, None)),
+        (
+            Overloaded("x", headers={"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+            ("Wed, 21 Oct 2026 07:28:00 GMT", None, "true"),
+        ),
+    ],
+)
+async def test_a_refusal_says_in_the_vendors_headers_when_and_whether_to_come_again(
+    error: TidegateError, expected: tuple[str | None, ...]
+) -> None:
+    async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
+        raise error
+
+    answer = await call(with_edge(refusing, Settings(environment="test")))
+    assert tuple(answer.header(name) for name in ("retry-after", "retry-after-ms", "x-should-retry")) == expected
+    assert error_response(scope_of(), error).headers.get("x-should-retry") == expected[2]
 
 
 async def test_any_other_status_of_the_framework(app: EdgeApp) -> None:

@@ -1,9 +1,11 @@
 """The journal: what was written survives its writer, and no segment goes that is still needed."""
 
 import json
+import os
 import subprocess
 import sys
 import uuid
+from contextlib import ExitStack
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.ledger_entries import NOON, a_full_entry, an_entry
-from tests.unit.samples import a_price, an_open_entry, begun, ended
+from tests.unit.samples import Store, a_price, an_open_entry, begun, ended
+from tidegate.errors import Unavailable
 from tidegate.ledger.entry import Tokens, Usage
 from tidegate.ledger.journal import (
     AttemptBegun,
@@ -24,7 +27,7 @@ from tidegate.ledger.journal import (
     read_records,
     segment_path,
 )
-from tidegate.ledger.recovery import read_dead_journal
+from tidegate.ledger.recovery import recover
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -170,13 +173,13 @@ def test_reading_stops_before_an_unfinished_line_and_goes_on_behind_it(tmp_path:
     path = tmp_path / "read.jsonl"
     for length in (0, 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        begun_with, offset = read_records(path, 0, 2**20)
+        begun_with, offset, _ = read_records(path, 0, 2**20)
         assert offset == whole[:length].rfind(b"\n") + 1
         path.write_bytes(whole)
-        rest, end = read_records(path, offset, 2**20)
+        rest, end, _ = read_records(path, offset, 2**20)
         assert begun_with + rest == records(journal)
         assert end == len(whole)
-    assert read_records(tmp_path / "none.jsonl", 7, 2**20) == ([], 7)
+    assert read_records(tmp_path / "none.jsonl", 7, 2**20) == ([], 7, [])
     journal.close(drained=False)
 
 
@@ -193,7 +196,7 @@ def test_reading_in_small_pieces_reads_everything(tmp_path: Path, most_bytes: in
     journal.close(drained=False)
 
 
-def test_what_was_said_to_be_written_survives_a_kill_in_the_middle(tmp_path: Path) -> None:
+async def test_what_was_said_to_be_written_survives_a_kill_in_the_middle(tmp_path: Path) -> None:
     with writer("killed", tmp_path) as child:
         assert child.stdout is not None
         lines = [child.stdout.readline() for _ in range(600)]
@@ -205,16 +208,62 @@ def test_what_was_said_to_be_written_survives_a_kill_in_the_middle(tmp_path: Pat
         {uuid.UUID(entry_id) for what, entry_id in told if what == word} for word in ("opened", "begun", "settled")
     )
     [directory] = tmp_path.iterdir()
-    settled, left_open = read_dead_journal(directory, NOON)
+    assert len(list(directory.glob("*.jsonl"))) > 1
+    store = Store()
+    interrupted = await recover(tmp_path, store, NOON)
+    left_open = [entry for entry in store.entries.values() if entry.outcome == "interrupted"]
+    settled = [entry for entry in store.entries.values() if entry.outcome != "interrupted"]
+    assert len(left_open) == interrupted
     assert finished <= {entry.entry_id for entry in settled}
     assert opened - finished <= {entry.entry_id for entry in (*settled, *left_open)}
     assert len(settled) + len(left_open) <= len(opened) + 1
-    ids = [entry.entry_id for entry in (*settled, *left_open)]
-    assert len(set(ids)) == len(ids), "each ends once"
+    assert set(store.arrivals.values()) == {1}, "each ends once"
     for entry in left_open:
         assert entry.outcome == "interrupted"
         assert entry.attempts or entry.entry_id not in started
-    assert len(list(directory.glob("*.jsonl"))) > 1
+
+
+@pytest.mark.parametrize(
+    "spoilt", [b"", b"\x00" * 50, b"not json", b'{"record":"settled"}', b'{"record":"\xff"}', b"[" * 5000, b"a\rb"]
+)
+def test_a_line_that_is_no_record_is_passed_by_and_told_of(tmp_path: Path, spoilt: bytes) -> None:
+    journal = Journal.create(tmp_path)
+    one, two = an_open_entry(), an_open_entry()
+    journal.open(one)
+    begins = journal.position[1]
+    journal.open(two)
+    path = segment_path(journal.directory, 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:begins] + spoilt + b"\n" + whole[begins:])
+    reading = read_records(path, 0, 2**20)
+    assert reading.records == [Opened(one), Opened(two)]
+    assert reading.unreadable == [begins]
+    assert reading.offset == path.stat().st_size
+    journal.close(drained=False)
+
+
+@pytest.mark.parametrize("segment_bytes", [10, 2**20])
+def test_after_its_end_nothing_is_written_to_whoever_has_its_descriptors_now(
+    tmp_path: Path, segment_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal.create(tmp_path / "journal", segment_bytes=segment_bytes)
+    opened = an_open_entry()
+    journal.open(opened)
+    journal.close(drained=False)
+    before = sorted(journal.directory.iterdir())
+    with ExitStack() as stack:
+        # They take the numbers that the journal let go of.
+        others = [stack.enter_context((tmp_path / f"other-{n}").open("wb")) for n in range(4)]
+        with pytest.raises(Unavailable, match="it is closed"):
+            journal.open(an_open_entry())
+        with pytest.raises(Unavailable):
+            journal.begin_attempt(begun(opened.entry_id))
+        journal.progress(Progress(opened.entry_id, 1))
+        journal.settle(ended(opened))
+        assert [os.fstat(other.fileno()).st_size for other in others] == [0] * 4
+    assert sorted(journal.directory.iterdir()) == before
+    assert [entry.entry_id for entry in journal.take_unwritten()] == [opened.entry_id]
+    assert str(opened.entry_id) in caplog.text
 
 
 def test_a_full_disk_refuses_what_begins_and_loses_nothing_that_ends(tmp_path: Path) -> None:

@@ -1,177 +1,30 @@
 """What is read of a chat stream, against a slow reader that parses every event as JSON."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.chat_streams import (
+    WRITERS,
+    Json,
+    SlowReader,
+    chunks,
+    content_chunk,
+    texts,
+    unread_usages,
+    usages,
+    written,
+)
 from tidegate.inference.reading import ChatReader, Kind, read_completion
-from tidegate.inference.sse import COMMENT, DONE, data_event, event_data
+from tidegate.inference.sse import COMMENT, DONE, data_event
 from tidegate.ledger.entry import Tokens
 
-Json = dict[str, Any]
-SAID = ("content", "reasoning_content", "reasoning", "arguments", "refusal")
 
-# The ways in which JSON is written: blanks or none, escapes or none, on one line or on several.
-WRITERS: dict[str, Callable[[object], bytes]] = {
-    "orjson": lambda chunk: data_event(orjson.dumps(chunk)),
-    "unspaced": lambda chunk: data_event(json.dumps(chunk, separators=(",", ":")).encode()),
-    "spaced": lambda chunk: data_event(json.dumps(chunk).encode()),
-    "spaced, not escaped": lambda chunk: data_event(json.dumps(chunk, ensure_ascii=False).encode()),
-    "wide": lambda chunk: data_event(json.dumps(chunk, separators=(" , ", " : ")).encode()),
-    "blank before": lambda chunk: data_event(json.dumps(chunk, separators=(",", " :")).encode()),
-    "several lines": lambda chunk: (
-        b"".join(b"data: " + line.encode() + b"\r\n" for line in json.dumps(chunk, indent=2).splitlines()) + b"\r\n"
-    ),
-    "no blank behind data": lambda chunk: b"data:" + orjson.dumps(chunk) + b"\n\n",
-}
-written = st.sampled_from(sorted(WRITERS)).map(WRITERS.__getitem__)
-
-# Text that looks like what the reader searches for.
-FORGERIES = [
-    '"usage":{"prompt_tokens":1}',
-    '"content":"x"',
-    '"content": "',
-    '"error":{"message":"x"}',
-    '"error": "',
-    '"finish_reason":"stop"',
-    '"role":"assistant"',
-    '"choices":[]',
-    "[DONE]",
-    "data: [DONE]\n\n",
-    '\\"content\\":\\"',
-    "\\",
-    '"',
-    "\U0001f600é\u2028\x00",
-]
-texts = st.lists(st.sampled_from(FORGERIES) | st.text(max_size=8), max_size=3).map("".join)
-counts = st.integers(0, 10**12)
-usages = st.fixed_dictionaries(
-    {"prompt_tokens": counts},
-    optional={
-        "completion_tokens": counts,
-        "total_tokens": counts,
-        "prompt_tokens_details": st.none() | st.fixed_dictionaries({}, optional={"cached_tokens": st.none() | counts}),
-        "completion_tokens_details": st.none()
-        | st.fixed_dictionaries({"audio_tokens": counts}, optional={"reasoning_tokens": st.none() | counts}),
-    },
-)
-unread_usages = st.none() | st.sampled_from(
-    [{}, {"total_tokens": 3}, {"prompt_tokens": None}, {"prompt_tokens": "3"}, {"prompt_tokens": -1}]
-)
-tool_calls = st.lists(
-    st.fixed_dictionaries({"index": counts, "function": st.fixed_dictionaries({"name": texts, "arguments": texts})}),
-    max_size=2,
-)
-deltas = st.fixed_dictionaries(
-    {},
-    optional={
-        "role": st.just("assistant"),
-        "content": texts | st.none(),
-        "reasoning": texts | st.none(),
-        "reasoning_content": texts,
-        "refusal": texts | st.none(),
-        "tool_calls": tool_calls,
-    },
-)
-choices = st.fixed_dictionaries(
-    {"index": st.integers(0, 3), "delta": deltas},
-    optional={"finish_reason": st.sampled_from([None, "stop", "length"]), "logprobs": st.just({"content": []})},
-)
-chunks = st.fixed_dictionaries(
-    {"id": texts, "choices": st.lists(choices, max_size=3)},
-    optional={
-        "usage": usages | unread_usages,
-        "error": st.sampled_from([None, False, "", "broken", {"message": '"quoted"'}]),
-        "obfuscation": texts,
-    },
-)
-
-
-def is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
-
-
-@dataclass
-class SlowReader:
-    """Reads the same by `json.loads`, with nothing to be clever about."""
-
-    choices: int = 1
-    deltas: int = 0
-    text: str = ""
-    usage: Json | None = None
-    finish_reason: str | None = None
-    finished: set[int] = field(default_factory=set)
-    done: bool = False
-
-    @property
-    def complete(self) -> bool:
-        return self.done or len(self.finished) >= self.choices
-
-    def read(self, event: bytes) -> Kind:
-        data = event_data(event)
-        if data == b"[DONE]":
-            self.done = True
-            return Kind.DONE
-        chunk = json.loads(data)
-        said = [value for name, value in members(chunk) if name in SAID and isinstance(value, str) and value]
-        self.deltas += bool(said)
-        self.text += "".join(said)
-        if chunk.get("error"):
-            return Kind.ERROR
-        usage = chunk.get("usage")
-        is_usage = isinstance(usage, dict) and is_count(usage.get("prompt_tokens"))
-        if is_usage:
-            self.usage = usage
-        reasons = {
-            choice["index"]: choice["finish_reason"] for choice in chunk["choices"] if choice.get("finish_reason")
-        }
-        self.finished |= set(reasons)
-        for choice in chunk["choices"]:
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        if said or reasons:
-            return Kind.CONTENT
-        if is_usage and not chunk["choices"]:
-            return Kind.USAGE
-        says_role = any(name == "role" for name, _ in members(chunk))
-        return Kind.OPENER if says_role or not chunk["choices"] else Kind.CONTENT
-
-    def tokens(self) -> Tokens | None:
-        if self.usage is None:
-            return None
-        prompt, completion = self.usage["prompt_tokens"], self.usage.get("completion_tokens", 0)
-        cached = min((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0, prompt)
-        details = self.usage.get("completion_tokens_details") or {}
-        reasoning = min(details.get("reasoning_tokens") or 0, completion)
-        return Tokens(
-            input=prompt - cached,
-            cached_input=cached,
-            output=completion - reasoning,
-            reasoning=reasoning,
-        )
-
-
-def members(value: object) -> Iterator[tuple[str, object]]:
-    """Every member of every object, in the order in which they are written."""
-    if isinstance(value, dict):
-        for name, held in value.items():
-            yield name, held
-            yield from members(held)
-    elif isinstance(value, list):
-        for held in value:
-            yield from members(held)
-
-
-def content_chunk(text: str, **more: object) -> Json:
-    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}], **more}
-
-
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(chunks, max_size=4), written, st.integers(1, 3), st.booleans())
 def test_it_reads_what_a_parser_of_every_event_reads(
     stream: list[Json], write: Callable[[object], bytes], n: int, done: bool
@@ -234,6 +87,41 @@ def test_a_usage_of_zero_is_a_usage(write: Callable[[object], bytes]) -> None:
     reader = ChatReader()
     assert reader.read(write({"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}})) is Kind.USAGE
     assert reader.tokens == Tokens()
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -1},
+        {"prompt_tokens": 1, "completion_tokens": -1},
+        {"prompt_tokens": 10**12 + 1},
+        {"prompt_tokens": 10**30},
+        {"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": -1}},
+        {"prompt_tokens": 1.5},
+    ],
+)
+def test_a_usage_that_cannot_be_is_none(usage: Json) -> None:
+    reader = ChatReader()
+    reader.read(WRITERS["unspaced"](content_chunk("a", usage=usage)))
+    assert (reader.tokens, reader.deltas) == (None, 1)
+    body = json.dumps({"choices": [{"message": {"content": "a"}}], "usage": usage}).encode()
+    completion = read_completion(body)
+    assert completion is not None
+    assert completion.usage is None
+
+
+def test_parts_of_a_usage_are_never_more_than_the_whole() -> None:
+    usage = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 5}}
+    usage |= {"completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 9}}
+    reader = ChatReader()
+    reader.read(WRITERS["unspaced"](content_chunk("a", usage=usage)))
+    assert reader.tokens == Tokens(cached_input=3, reasoning=2)
+
+
+def test_a_finish_reason_is_bounded() -> None:
+    reader = ChatReader()
+    reader.read(WRITERS["unspaced"]({"choices": [{"index": 0, "delta": {}, "finish_reason": "x" * 1000}]}))
+    assert (reader.finish_reason, reader.complete) == ("x" * 64, True)
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)

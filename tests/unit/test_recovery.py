@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import gc
 import os
 from collections.abc import Sequence
 from decimal import Decimal
@@ -185,3 +186,55 @@ async def test_many_entries_go_in_bounded_batches(tmp_path: Path) -> None:
     assert await recover(tmp_path, store, NOON) == 600
     assert len(store.entries) == 1200
     assert store.largest <= 500
+
+
+async def test_a_large_journal_is_not_held_in_memory(tmp_path: Path) -> None:
+    class Watching(Store):
+        held = 0
+
+        async def insert(self, entries: Sequence[Entry]) -> None:
+            self.arrivals.update(entry.entry_id for entry in entries)
+            # To look costs a third of a second.
+            if len(self.arrivals) in range(1000, 1200):
+                self.held = sum(isinstance(held, Entry) for held in gc.get_objects())
+
+    journal, store = Journal.create(tmp_path, segment_bytes=100_000), Watching()
+    for n in range(3000):
+        opened = an_open_entry()
+        journal.open(opened)
+        if n % 1000:
+            journal.settle(ended(opened))
+    die(journal)
+    assert await recover(tmp_path, store, NOON) == 3
+    assert len(store.arrivals) == 3000
+    assert set(store.arrivals.values()) == {1}
+    # What one segment holds, and a few of the rest of the suite.
+    assert 0 < store.held < 500
+
+
+async def test_an_unreadable_line_costs_only_itself(tmp_path: Path) -> None:
+    journal, store = Journal.create(tmp_path, segment_bytes=10), Store()
+    opened = [an_open_entry() for _ in range(3)]
+    for entry in opened:
+        journal.open(entry)
+    journal.settle(ended(opened[0]))
+    die(journal)
+    segment_path(journal.directory, 2).write_bytes(b'{"record":"\xff"}\n')
+    assert await recover(tmp_path, store, NOON) == 1
+    assert [store.entries[entry.entry_id].outcome for entry in (opened[0], opened[2])] == ["completed", "interrupted"]
+
+
+async def test_what_died_before_it_was_a_journal_is_removed_after_a_minute(tmp_path: Path) -> None:
+    names = [f".{n:020d}-{n}" for n in range(4)]
+    bare, unlocked, locked, fresh = (tmp_path / name for name in names)
+    for directory in (bare, unlocked, locked, fresh, tmp_path / ".mine-1"):
+        directory.mkdir()
+    for directory in (unlocked, locked, fresh):
+        (directory / "lock").touch()
+    for directory in (bare, unlocked, locked, tmp_path / ".mine-1"):
+        os.utime(directory, (0, 0))
+    held = os.open(locked / "lock", os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert await recover(tmp_path, Store(), NOON) == 0
+    os.close(held)
+    assert {path.name for path in tmp_path.iterdir()} == {locked.name, fresh.name, ".mine-1"}

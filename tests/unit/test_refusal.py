@@ -71,6 +71,13 @@ async def test_a_refusal_without_a_readable_error_is_a_502(status: int, body: by
     assert "html" not in refusal.message
 
 
+async def test_what_an_upstream_says_is_bounded() -> None:
+    long = "x" * 5000
+    refusal = await refused(400, {"error": {"message": long, "code": long, "param": long}})
+    assert isinstance(refusal, UpstreamRefused)
+    assert (len(refusal.message), len(refusal.http_code), len(refusal.param or "")) == (2000, 64, 2000)
+
+
 @pytest.mark.parametrize("status", [401, 403])
 async def test_refused_credentials_are_the_operators_and_their_text_is_not_shown(status: int) -> None:
     refusal = await refused(status, {"error": {"message": "Incorrect API key provided: sk-secret"}})

@@ -1,5 +1,7 @@
 """A request's place in the ledger: open before a call, terminal once, drained by its process or the next."""
 
+import asyncio
+import itertools
 from decimal import Decimal
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from tests.support.ledger_entries import NOON
 from tests.support.waiting import eventually
 from tests.unit.samples import Store, a_plan, an_open_entry, die
+from tests.unit.virtual_time import in_virtual_time, now
 from tidegate.errors import Unavailable
 from tidegate.ledger.entry import NO_USAGE, Ending, Tokens, Usage
 from tidegate.ledger.journal import AttemptBegun, Opened, Progress, Record, Settled, read_records, segment_path
@@ -127,6 +130,29 @@ async def test_an_entry_that_is_open_when_the_process_leaves_is_left_for_the_nex
     async with Ledger.running(tmp_path, store):
         await eventually(lambda: opened.entry_id in store.entries)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_recovery_that_fails_is_tried_ever_less_often_to_once_a_minute(tmp_path: Path) -> None:
+    tried: list[float] = []
+
+    async def recovering(*_: object) -> int:
+        tried.append(now())
+        if len(tried) != 8:
+            raise Unavailable("gone")
+        return 0
+
+    @in_virtual_time
+    async def run() -> None:
+        ledger = Ledger(tmp_path, Store(), recovering=recovering)
+        task = asyncio.create_task(ledger._recover())
+        await asyncio.sleep(300)
+        task.cancel()
+        await asyncio.wait([task])
+        die(ledger._journal)
+
+    run()
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert pauses[:10] == [5, 10, 20, 40, 60, 60, 60, 5, 5, 10]
 
 
 def test_a_root_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ class Sent:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
-def a_client(**state: bool) -> Client:
-    return cast("Client", Sent(**state))
+def a_client(*, is_gone: bool = False, is_complete: bool = False) -> Client:
+    return cast("Client", Sent(is_gone=is_gone, is_complete=is_complete))
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def told(status: int | None = None, **fields: Any) -> Exchange:
 
 def settled_in(gateway: Gateway) -> list[Entry]:
     journal = gateway.ledger._journal
-    records, _ = read_records(segment_path(journal.directory, 1), 0, 2**20)
+    records = read_records(segment_path(journal.directory, 1), 0, 2**20).records
     return [record.entry for record in records if isinstance(record, Settled)]
 
 

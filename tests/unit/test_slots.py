@@ -238,7 +238,7 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(steps, st.integers(1, 3), st.integers(0, 6))
 async def test_whatever_is_cancelled_when_no_slot_is_lost_and_none_is_granted_twice(
     plan: list[tuple[str, int]], limit: int, queue_length: int

@@ -45,7 +45,7 @@ def fed(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
     return events, bytes(splitter._pending)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(STREAMS.flatmap(cuttings))
 def test_events_and_the_rest_are_what_came_however_it_is_cut(pieces: list[bytes]) -> None:
     stream = b"".join(pieces)
@@ -55,7 +55,7 @@ def test_events_and_the_rest_are_what_came_however_it_is_cut(pieces: list[bytes]
     assert fed(cut(stream, range(1, len(stream)))) == (events, rest)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(STREAMS.flatmap(cuttings))
 def test_events_are_those_that_a_browser_dispatches(pieces: list[bytes]) -> None:
     stream = b"".join(pieces)

@@ -6,8 +6,10 @@ context, however the request ended. Waiting is first in, first out, bounded in l
 
 import uuid
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from tidegate.errors import Overloaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class Lease:
     upstream: str
     waited_s: float
     base_url: str | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
 
 class Slots(Protocol):
@@ -38,3 +40,17 @@ class Slots(Protocol):
     def waiting(self) -> int:
         """Requests that wait now, as this process knows."""
         ...
+
+
+def queue_is_full(upstream: str, length: int) -> Overloaded:
+    """The refusal of who would be one too many in an upstream's queue."""
+    return _overloaded(f"The queue for the upstream {upstream!r} is full ({length} wait). Try again later.")
+
+
+def no_slot_in_time(upstream: str, deadline_s: float) -> Overloaded:
+    """The refusal of who waited to the deadline."""
+    return _overloaded(f"No slot of the upstream {upstream!r} became free within {deadline_s:g} s.")
+
+
+def _overloaded(message: str) -> Overloaded:
+    return Overloaded(message, headers={"Retry-After": "1"})

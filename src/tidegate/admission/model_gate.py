@@ -20,8 +20,8 @@ from typing import Literal
 import anyio
 import msgspec
 
-from tidegate.admission.gate import Lease
-from tidegate.errors import Overloaded, Unavailable
+from tidegate.admission.gate import Lease, no_slot_in_time, queue_is_full
+from tidegate.errors import Unavailable
 
 SOCKET_NAME = "model.sock"
 # What `sun_path` holds beside its closing NUL: 108 bytes on Linux, 104 on macOS.
@@ -48,6 +48,11 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     ready: bool | None = None
     in_use: int = 0
     waiting: int = 0
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        said = {name: getattr(self, name) for name in self.__struct_fields__ if name != "api_key"}
+        return f"Told({', '.join(f'{name}={value!r}' for name, value in said.items())})"
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -84,7 +89,11 @@ class ModelGate:
     @asynccontextmanager
     async def hold(self, entry_id: uuid.UUID, *, deadline_s: float | None) -> AsyncIterator[Lease]:  # noqa: ARG002 - of the protocol
         began = time.perf_counter()
-        with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection = socket.socket(socket.AF_UNIX)
+        except OSError as error:
+            raise self._unavailable(f"cannot be asked: {error.strerror}") from None
+        with connection:
             grant = await self._turn(connection, self._queue_deadline_s if deadline_s is None else deadline_s)
             self._in_use += 1
             try:
@@ -94,7 +103,11 @@ class ModelGate:
 
     async def status(self) -> ModelStatus | None:
         """The gate's state; None where nothing says it within a second."""
-        with socket.socket(socket.AF_UNIX) as connection, anyio.move_on_after(_STATUS_WITHIN_S):
+        try:
+            connection = socket.socket(socket.AF_UNIX)
+        except OSError:
+            return None
+        with connection, anyio.move_on_after(_STATUS_WITHIN_S):
             try:
                 await self._connect(connection, Ask("status"))
                 told = await _Lines(connection).next()
@@ -123,14 +136,8 @@ class ModelGate:
         if told.status == "loading":
             raise self._unavailable("is still being loaded")
         if told.status == "busy":
-            raise Overloaded(
-                f"The queue for the upstream {self._upstream!r} is full ({self._queue_length} wait). Try again later.",
-                headers={"Retry-After": "1"},
-            )
-        raise Overloaded(
-            f"No slot of the upstream {self._upstream!r} became free within {deadline_s:g} s.",
-            headers={"Retry-After": "1"},
-        )
+            raise queue_is_full(self._upstream, self._queue_length)
+        raise no_slot_in_time(self._upstream, deadline_s)
 
     async def _connect(self, connection: socket.socket, ask: Ask) -> None:
         """Asks the gate. Raises `Unavailable` where nothing listens."""

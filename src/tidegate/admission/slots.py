@@ -11,8 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tidegate.admission.gate import Lease
-from tidegate.errors import Overloaded
+from tidegate.admission.gate import Lease, no_slot_in_time, queue_is_full
 
 
 class ProcessSlots:
@@ -55,10 +54,7 @@ class ProcessSlots:
     async def _wait(self, deadline_s: float) -> None:
         """Returns with a slot held."""
         if len(self._queue) >= self._queue_length:
-            raise Overloaded(
-                f"The queue for the upstream {self._upstream!r} is full ({self._queue_length} wait). Try again later.",
-                headers={"Retry-After": "1"},
-            )
+            raise queue_is_full(self._upstream, self._queue_length)
         ticket = asyncio.get_running_loop().create_future()
         self._queue.append(ticket)
         try:
@@ -71,10 +67,7 @@ class ProcessSlots:
                 # Not there: a slot was given back since the cancellation, and passed this ticket by.
                 self._queue.remove(ticket)
             if isinstance(error, TimeoutError):
-                raise Overloaded(
-                    f"No slot of the upstream {self._upstream!r} became free within {deadline_s:g} s.",
-                    headers={"Retry-After": "1"},
-                ) from None
+                raise no_slot_in_time(self._upstream, deadline_s) from None
             raise
 
     def _give_back(self) -> None:

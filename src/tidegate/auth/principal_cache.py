@@ -155,7 +155,8 @@ class PrincipalCache:
             flight = _Flight(asyncio.create_task(self._look_up_in_turn(digest, judge, turn, is_known=is_known)), turn)
             self._flights[digest] = flight
         if not flight.turn.done():
-            await asyncio.wait({flight.task, flight.turn}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Task[_Verdict] | asyncio.Future[None]] = {flight.task, flight.turn}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         # The deadline stands here too: a driver may take its time to give up a connection that is dead.
         done, _ = await asyncio.wait({flight.task}, timeout=self._bounds.answer_s)
         if not done:

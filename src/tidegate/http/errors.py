@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Scope, Send
 
-from tidegate.errors import InternalError, InvalidRequest, TidegateError, ValidationFailed, envelope
+from tidegate.errors import InsufficientQuota, InternalError, InvalidRequest, TidegateError, ValidationFailed, envelope
 from tidegate.http.context import SCOPE_KEY, RequestContext
 from tidegate.telemetry.logging import get_logger
 
@@ -162,7 +162,22 @@ def _answer(scope: Scope, error: TidegateError) -> tuple[int, dict[str, str], by
     context: RequestContext | None = scope.get(SCOPE_KEY)
     if context is not None:
         context.error_code = error.http_code
-    return error.http_status, error.headers, envelope(error, context.request_id if context else None)
+    headers = {**error.headers, **_retry_headers(error)}
+    return error.http_status, headers, envelope(error, context.request_id if context else None)
+
+
+def _retry_headers(error: TidegateError) -> dict[str, str]:
+    """What OpenAI's and Anthropic's own clients read beside `Retry-After`: the same in ms, and whether to retry."""
+    headers: dict[str, str] = {}
+    seconds = next((value for name, value in error.headers.items() if name.lower() == "retry-after"), None)
+    if error.http_code == InsufficientQuota.code:
+        headers["x-should-retry"] = "false"
+    elif seconds is not None and error.http_status in (429, 503):
+        headers["x-should-retry"] = "true"
+    # It may be a date; then that is all there is.
+    if seconds is not None and seconds.isdecimal():
+        headers["retry-after-ms"] = f"{seconds}000"
+    return headers
 
 
 def _from_http_exception(error: HTTPException, scope: Scope) -> TidegateError:

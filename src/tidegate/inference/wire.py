@@ -20,6 +20,8 @@ from tidegate.errors import InvalidRequest
 
 _raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
+# msgspec raises all of these for bytes that are no JSON, are not of the form, or are nested past its bound.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MAX_NAME = 256
 _MOST_MESSAGES = 10_000
 _MOST_PARTS = 20_000
@@ -183,7 +185,7 @@ def _bound_messages(body: bytes) -> None:
     try:
         members = _raw_members.decode(body)
         messages = _raw_list.decode(members.get("messages", b"[]"))
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         # Not even this form: validation says what is wrong with it.
         return
     parts = 0
@@ -199,7 +201,7 @@ def _bound_messages(body: bytes) -> None:
 def _content_of(message: msgspec.Raw) -> bytes:
     try:
         return bytes(_raw_members.decode(message).get("content", b"")).lstrip()
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         return b""
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import anyio
-import structlog
 
 from tidegate.ledger.entry import Entry
-from tidegate.ledger.journal import Journal, Record, Settled, read_records, segment_path
+from tidegate.ledger.journal import Journal, Reading, Settled, read_records, segment_path
+from tidegate.telemetry.logging import get_logger
 
 _COALESCE_S = 0.1
 _IDLE_S = 1.0
@@ -20,7 +20,7 @@ _MOST_BACK_OFF_S = 5.0
 _BATCH_BYTES = 1024 * 1024
 _INSERT_WITHIN_S = 30.0
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class EntryStore(Protocol):
@@ -30,7 +30,11 @@ class EntryStore(Protocol):
 
 
 class Drain:
-    """Moves a journal's terminal entries to a store. `behind` says that the store did not take the last batch."""
+    """Moves a journal's terminal entries to a store.
+
+    `behind` says that the store did not take the last batch, `unreadable_lines` how many lines of the journal were
+    passed by because they are no record.
+    """
 
     def __init__(self, journal: Journal, store: EntryStore) -> None:
         self._journal = journal
@@ -39,6 +43,7 @@ class Drain:
         self._offset = 0
         self._wake = asyncio.Event()
         self.behind = False
+        self.unreadable_lines = 0
 
     def wake(self) -> None:
         """There is something new."""
@@ -88,12 +93,15 @@ class Drain:
         while True:
             # Asked before reading: what is written while we read must not be taken for the end of a closed segment.
             written = self._journal.position[0]
-            records, offset = await asyncio.to_thread(self._read)
-            entries = [record.entry for record in records if isinstance(record, Settled)]
+            reading = await asyncio.to_thread(self._read)
+            entries = [record.entry for record in reading.records if isinstance(record, Settled)]
             if entries:
                 await self._store.insert(entries)
-            self._offset = offset
-            if records:
+            has_more = reading.offset != self._offset
+            self._offset = reading.offset
+            # Only now: a batch that the store did not take is read again.
+            self._note_unreadable(reading)
+            if has_more:
                 continue
             if self._segment >= written:
                 break
@@ -114,8 +122,14 @@ class Drain:
                 self._journal.settle(entry)
             raise
 
-    def _read(self) -> tuple[list[Record], int]:
+    def _read(self) -> Reading:
         return read_records(segment_path(self._journal.directory, self._segment), self._offset, _BATCH_BYTES)
+
+    def _note_unreadable(self, reading: Reading) -> None:
+        self.unreadable_lines += len(reading.unreadable)
+        file = segment_path(self._journal.directory, self._segment)
+        for offset in reading.unreadable:
+            log.error("journal_line_unreadable", file=str(file), offset=offset)
 
     def _is_caught_up(self) -> bool:
         return (self._segment, self._offset) == self._journal.position and not self._journal.has_unwritten

@@ -9,6 +9,7 @@ earlier one opened: what is said of an open entry may stand in any segment from 
 One way: road → journal → `drain.py` → database. The journal is the queue; memory holds no entries that wait.
 """
 
+import errno
 import fcntl
 import itertools
 import os
@@ -18,14 +19,18 @@ import uuid
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from tidegate.errors import Unavailable
 from tidegate.ledger.entry import Attempt, Entry, OpenEntry, Outcome, Usage
 from tidegate.ledger.prices import Price
+from tidegate.telemetry.logging import get_logger
 
 SEGMENT_BYTES = 8 * 1024 * 1024
+
+log = get_logger(__name__)
 
 
 class Opened(msgspec.Struct, tag="opened", tag_field="record"):
@@ -63,7 +68,8 @@ class Settled(msgspec.Struct, tag="settled", tag_field="record"):
 Record = Opened | AttemptBegun | Progress | Settled
 
 encoder = msgspec.json.Encoder(decimal_format="string")
-decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Opened | AttemptBegun | Progress | Settled)
+_CLOSED = -1
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Opened | AttemptBegun | Progress | Settled)
 
 
 class Journal:
@@ -135,6 +141,9 @@ class Journal:
             self._write(Settled(entry))
         except OSError:
             self._unwritten.append(entry)
+            if self._fd == _CLOSED:
+                # Nobody drains it any more; its open record is what the next process will find.
+                log.error("entry_settled_after_close", entry_id=str(entry.entry_id), outcome=entry.outcome)  # noqa: TRY400 - nothing failed here
         segment = self._opened_in.pop(entry.entry_id, None)
         if segment is not None:
             self._open_by_segment[segment] -= 1
@@ -158,8 +167,9 @@ class Journal:
         segment_path(self.directory, segment).unlink(missing_ok=True)
 
     def close(self, *, drained: bool) -> None:
-        """Lets go of the lock; the directory goes too where nothing in it is needed any more."""
+        """Lets go of the lock and takes nothing more; the directory goes too where nothing in it is needed any more."""
         os.close(self._fd)
+        self._fd = _CLOSED
         if drained and not self._opened_in and not self._unwritten:
             shutil.rmtree(self.directory, ignore_errors=True)
         os.close(self._lock_fd)
@@ -168,6 +178,9 @@ class Journal:
         return segment < self._segment and not self._open_by_segment[segment]
 
     def _write(self, record: Record) -> None:
+        if self._fd == _CLOSED:
+            # Its number may be another file's by now.
+            raise OSError(errno.EBADF, "it is closed")
         line = encoder.encode(record) + b"\n"
         if self._size + len(line) > self._segment_bytes and self._size:
             following = self._next_segment()
@@ -177,7 +190,7 @@ class Journal:
         if written != len(line):
             # A full disk takes a part of a line: it must not stand before the next one.
             os.ftruncate(self._fd, self._size)
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
         self._size += len(line)
 
     def _next_segment(self) -> int:
@@ -228,15 +241,34 @@ def segment_path(directory: Path, segment: int) -> Path:
     return directory / f"{segment:08d}.jsonl"
 
 
-def read_records(path: Path, offset: int, most_bytes: int) -> tuple[list[Record], int]:
-    """Whole records of a segment from `offset`, and the offset behind them. An unfinished last line is left."""
+class Reading(NamedTuple):
+    """Records of a segment, the offset behind them, and the offsets of lines among them that are no record."""
+
+    records: list[Record]
+    offset: int
+    unreadable: list[int]
+
+
+def read_records(path: Path, offset: int, most_bytes: int) -> Reading:
+    """Whole records of a segment from `offset` on. An unfinished last line is left, one that is no record passed by.
+
+    A bad block of the disk may spoil a line; what stands behind it must be read all the same.
+    """
     try:
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(most_bytes)
     except FileNotFoundError:
-        return [], offset
+        return Reading([], offset, [])
     end = data.rfind(b"\n") + 1
     if not end and len(data) == most_bytes:
         return read_records(path, offset, 2 * most_bytes)
-    return [decoder.decode(line) for line in data[:end].splitlines()], offset + end
+    reading = Reading([], offset + end, [])
+    begins = offset
+    for line in data[:end].split(b"\n")[:-1]:
+        try:
+            reading.records.append(_decoder.decode(line))
+        except (ValueError, RecursionError):
+            reading.unreadable.append(begins)
+        begins += len(line) + 1
+    return reading

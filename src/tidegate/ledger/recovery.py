@@ -2,28 +2,35 @@
 
 An entry that was open becomes `interrupted`: status null, since nobody knows what its client was sent. Its tokens are
 those of the last progress record; where an upstream had been called they are `estimated`, else `none`.
+
+A journal may be as large as hours without a database made it. It is read twice, a piece at a time: for what is still
+open, which is all that is kept, then for what was settled, inserted as it is read.
 """
 
 import asyncio
 import fcntl
 import os
+import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-import msgspec
-import structlog
-
 from tidegate.ledger.drain import EntryStore
 from tidegate.ledger.entry import Ending, Entry, OpenEntry, Tokens, Usage, close_entry
-from tidegate.ledger.journal import AttemptBegun, Opened, Progress, Record, Settled, attempt_row, decoder
+from tidegate.ledger.journal import AttemptBegun, Opened, Progress, Reading, Settled, attempt_row, read_records
+from tidegate.telemetry.logging import get_logger
 
 _INSERT_AT_ONCE = 500
+_READ_BYTES = 1024 * 1024
+# A journal is hidden for a moment, between its making and its lock. What is hidden for longer belongs to nobody.
+_HIDDEN = re.compile(r"\.\d{20}-\d+")
+_HIDDEN_FOR_S = 60.0
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 
 async def recover(root: Path, store: EntryStore, now: datetime) -> int:
@@ -36,12 +43,12 @@ async def recover(root: Path, store: EntryStore, now: datetime) -> int:
         with _locked(directory) as is_ours:
             if not is_ours:
                 continue
-            settled, left_open = await asyncio.to_thread(read_dead_journal, directory, now)
-            entries = settled + left_open
-            for start in range(0, len(entries), _INSERT_AT_ONCE):
-                await store.insert(entries[start : start + _INSERT_AT_ONCE])
+            left_open = await asyncio.to_thread(_left_open, directory, now)
+            await _insert_settled(directory, store)
+            await _insert(store, left_open)
             shutil.rmtree(directory, ignore_errors=True)
             interrupted += len(left_open)
+    await asyncio.to_thread(_remove_abandoned, root)
     return interrupted
 
 
@@ -50,34 +57,47 @@ def _journals(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if not path.name.startswith(".")] if root.is_dir() else []
 
 
-def read_dead_journal(directory: Path, now: datetime) -> tuple[list[Entry], list[Entry]]:
-    """Its terminal entries, and those that it left open, made terminal."""
+def _left_open(directory: Path, now: datetime) -> list[Entry]:
+    """The entries that it left open, made terminal."""
     opened: dict[uuid.UUID, OpenEntry] = {}
-    attempts: dict[uuid.UUID, list[AttemptBegun]] = {}
+    last_attempt: dict[uuid.UUID, AttemptBegun] = {}
     progress: dict[uuid.UUID, int] = {}
-    settled: dict[uuid.UUID, Entry] = {}
-    for record in _records(directory):
-        match record:
-            case Opened(entry):
-                opened[entry.entry_id] = entry
-            case AttemptBegun():
-                attempts.setdefault(record.entry_id, []).append(record)
-            case Progress():
-                progress[record.entry_id] = record.output_tokens
-            case Settled(entry=terminal):
-                settled[terminal.entry_id] = terminal
-    left_open = [
-        _interrupted(entry, attempts.get(entry_id, []), progress.get(entry_id, 0), now)
+    for path in _segments(directory):
+        for reading in _readings(path):
+            for offset in reading.unreadable:
+                log.error("journal_line_unreadable", file=str(path), offset=offset)
+            for record in reading.records:
+                match record:
+                    case Opened(entry):
+                        opened[entry.entry_id] = entry
+                    case AttemptBegun() if record.entry_id in opened:
+                        last_attempt[record.entry_id] = record
+                    case Progress() if record.entry_id in opened:
+                        progress[record.entry_id] = record.output_tokens
+                    case Settled(entry=terminal):
+                        for kept in (opened, last_attempt, progress):
+                            kept.pop(terminal.entry_id, None)
+    return [
+        _interrupted(entry, last_attempt.get(entry_id), progress.get(entry_id, 0), now)
         for entry_id, entry in opened.items()
-        if entry_id not in settled
     ]
-    return list(settled.values()), left_open
 
 
-def _interrupted(opened: OpenEntry, begun: list[AttemptBegun], output_tokens: int, now: datetime) -> Entry:
+async def _insert_settled(directory: Path, store: EntryStore) -> None:
+    for path in _segments(directory):
+        readings = _readings(path)
+        while (reading := await asyncio.to_thread(next, readings, None)) is not None:
+            await _insert(store, [record.entry for record in reading.records if isinstance(record, Settled)])
+
+
+async def _insert(store: EntryStore, entries: Sequence[Entry]) -> None:
+    for start in range(0, len(entries), _INSERT_AT_ONCE):
+        await store.insert(entries[start : start + _INSERT_AT_ONCE])
+
+
+def _interrupted(opened: OpenEntry, last: AttemptBegun | None, output_tokens: int, now: datetime) -> Entry:
     attempts = []
-    if begun:
-        last = begun[-1]
+    if last is not None:
         tokens = Tokens(input=last.input_tokens, output=output_tokens)
         attempts = [
             *last.ended,
@@ -87,22 +107,37 @@ def _interrupted(opened: OpenEntry, begun: list[AttemptBegun], output_tokens: in
         outcome="interrupted",
         status=None,
         error_code="internal_error",
-        upstream=begun[-1].upstream if begun else None,
+        upstream=last.upstream if last else None,
         ended_at=now,
     )
     return close_entry(opened, attempts, ending)
 
 
-def _records(directory: Path) -> Iterator[Record]:
-    """Every record that was written whole. The last line of a writer that was killed may be torn: it is left out."""
-    for path in sorted(directory.glob("*.jsonl")):
-        for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                continue
-            try:
-                yield decoder.decode(line)
-            except msgspec.DecodeError:
-                log.exception("journal_line_unreadable", file=str(path))
+def _segments(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.jsonl"))
+
+
+def _readings(path: Path) -> Iterator[Reading]:
+    """A segment in pieces. The last line of a writer that was killed may be torn: it is left out."""
+    offset = 0
+    while (reading := read_records(path, offset, _READ_BYTES)).offset != offset:
+        yield reading
+        offset = reading.offset
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Removes what a writer left that died between making its journal and showing it: nothing was written there."""
+    for directory in root.glob(".*-*") if root.is_dir() else ():
+        if not _HIDDEN.fullmatch(directory.name):
+            continue
+        try:
+            is_old = time.time() - directory.stat().st_mtime > _HIDDEN_FOR_S
+        except FileNotFoundError:
+            continue
+        if is_old:
+            with _locked(directory) as is_ours:
+                if is_ours or not (directory / "lock").exists():
+                    shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

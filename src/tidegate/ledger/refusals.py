@@ -71,11 +71,14 @@ class Refusals:
         try:
             with anyio.fail_after(_WRITE_WITHIN_S):
                 await self._store.add_refusals(rows)
-        except Exception as error:  # noqa: BLE001 - an edge: whatever the database's driver raises, counts wait
-            log.warning("refusals_not_written", reason=f"{type(error).__name__}: {error}", kinds=len(counts))
+        except BaseException as error:
+            # Counted again also where the write was cancelled: the last one, at the end, is another.
             for kind, count in counts.items():
                 if kind in self._counts or len(self._counts) < _MOST_KINDS:
                     self._counts[kind] += count
+            if not isinstance(error, Exception):
+                raise
+            log.warning("refusals_not_written", reason=f"{type(error).__name__}: {error}", kinds=len(counts))
 
     async def _run(self) -> None:
         while True:

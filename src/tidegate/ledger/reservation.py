@@ -5,23 +5,26 @@ whoever calls it and however often. No database is touched here: the journal is,
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
-
-import structlog
 
 from tidegate.ledger.drain import Drain, EntryStore
 from tidegate.ledger.entry import Attempt, Ending, Entry, OpenEntry, Outcome, Usage, close_entry, utc_now
 from tidegate.ledger.journal import AttemptBegun, Journal, Progress, attempt_row
 from tidegate.ledger.recovery import recover
 from tidegate.routing.catalogue import PlannedAttempt
+from tidegate.telemetry.logging import get_logger
 
 _PROGRESS_EVERY_S = 2.0
 _RECOVER_EVERY_S = 5.0
+# A dead journal may be large, and each try reads it anew.
+_MOST_RECOVER_BACK_OFF_S = 60.0
 
-log = structlog.stdlib.get_logger(__name__)
+Recover = Callable[[Path, EntryStore, datetime], Awaitable[int]]
+
+log = get_logger(__name__)
 
 
 class Reservation:
@@ -92,9 +95,16 @@ class Ledger:
     ...     with ledger.reserve(opened) as reservation: ...
     """
 
-    def __init__(self, root: Path, store: EntryStore) -> None:
+    def __init__(
+        self,
+        root: Path,
+        store: EntryStore,
+        *,
+        recovering: Recover = recover,
+    ) -> None:
         self._root = root
         self._store = store
+        self._recovering = recovering
         self._journal = Journal.create(root)
         self._drain = Drain(self._journal, store)
         self._live: dict[int, Reservation] = {}
@@ -144,15 +154,17 @@ class Ledger:
                 reservation.note_progress()
 
     async def _recover(self) -> None:
+        pause_s = _RECOVER_EVERY_S
         failed = False
         while True:
             try:
-                interrupted = await recover(self._root, self._store, utc_now())
-                failed = False
+                interrupted = await self._recovering(self._root, self._store, utc_now())
+                pause_s, failed = _RECOVER_EVERY_S, False
                 if interrupted:
                     log.warning("journal_recovered", interrupted=interrupted)
             except Exception as error:  # noqa: BLE001 - an edge: the next round tries again, nothing is lost meanwhile
                 if not failed:
                     log.warning("journal_recovery_failed", reason=f"{type(error).__name__}: {error}")
+                pause_s = min(2 * pause_s, _MOST_RECOVER_BACK_OFF_S) if failed else pause_s
                 failed = True
-            await asyncio.sleep(_RECOVER_EVERY_S)
+            await asyncio.sleep(pause_s)

@@ -4,8 +4,8 @@ import math
 
 from tidegate.settings import Settings
 
-# What a request that was cut may take to settle.
-SETTLE_S = 5
+# What a request that was cut may take to settle: 1 s to close its upstream, 3 to count tokens, 5 for its last event.
+SETTLE_S = 10
 # What the lifespan's end may take: the journal, the engine.
 LIFESPAN_END_S = 10
 _MARGIN_S = 3

@@ -42,7 +42,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         # The server below keeps this bound itself; uvicorn's is a net under it.
-        timeout_graceful_shutdown=math.ceil(settings.server.drain_s) + 2 * SETTLE_S,
+        timeout_graceful_shutdown=math.ceil(settings.server.drain_s) + SETTLE_S + 1,
     )
 
 

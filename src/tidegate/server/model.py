@@ -10,7 +10,6 @@ While the model loads the gate is open already: a worker that comes early waits 
 import asyncio
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ from setproctitle import setproctitle
 from tidegate.admission.model_gate import SOCKET_NAME, Told
 from tidegate.routing.catalogue import Catalogue
 from tidegate.routing.configuration import CatalogueError, load_catalogue
+from tidegate.server.descriptors import raise_descriptor_limit
 from tidegate.server.lifeline import watch
 from tidegate.server.model_door import Door, bind
 from tidegate.server.model_llama import Llama, silence_native_code, warm_up
@@ -34,8 +34,6 @@ from tidegate.settings import Settings, SettingsError, load_settings
 from tidegate.telemetry.logging import configure_logging, get_logger
 
 _EXIT_LOST = os.EX_SOFTWARE
-# One connection a waiting request and two a call, and the usual soft limit is 1024.
-_DESCRIPTORS = 65536
 
 
 def main() -> NoReturn:
@@ -49,7 +47,8 @@ def main() -> NoReturn:
         slots = _slot_count(load_catalogue(settings))
         weights = find_weights()
         listener = _bind(settings.data_dir)
-        _allow_many_connections()
+        # One connection a waiting request and two a call.
+        raise_descriptor_limit()
         silence_native_code()
         with asyncio.Runner() as runner:
             code = runner.run(run_model(weights, slots, listener))
@@ -132,13 +131,6 @@ def _bind(data_dir: Path) -> socket.socket:
         raise StartRefused(
             f"TIDEGATE_DATA_DIR: the model's gate cannot be opened at {path}: {error.strerror}"
         ) from None
-
-
-def _allow_many_connections() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
-    if soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _leave(code: int) -> NoReturn:

@@ -192,7 +192,8 @@ class Relay:
     ) -> None:
         try:
             from_engine, to_engine = await asyncio.open_connection(HOST, self._engine.port, limit=_LONGEST_HEAD)
-        except OSError as error:
+        except ConnectionRefusedError as error:
+            # Any other error (no descriptor left, say) is of this call alone.
             raise EngineLost(f"the model's server does not listen any more: {error.strerror}") from None
 
         async def ask() -> None:

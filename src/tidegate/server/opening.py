@@ -20,6 +20,7 @@ import orjson
 from setproctitle import setproctitle
 from starlette.types import ASGIApp
 
+from tidegate.server.descriptors import raise_descriptor_limit
 from tidegate.server.drain import install_drain
 from tidegate.server.fork import run_in_fork
 from tidegate.server.pools import Pool
@@ -60,6 +61,8 @@ def serve(process: Process, run: Callable[[Opening], None]) -> NoReturn:
     try:
         settings = load_settings()
         configure_logging(settings, process=process)
+        # A stream has two connections, and every worker is a child of this process, or this process.
+        raise_descriptor_limit()
         run(_open(settings, arguments))
     except (StartRefused, SettingsError) as refusal:
         print_faults(refusal.faults, as_json=settings is not None and settings.in_production)
