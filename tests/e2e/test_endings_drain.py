@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 from tests.support.wire import FOREVER, Gate
 from tidegate.storage.database import Database
 
-DRAIN_S = 1.0
+DRAIN_S = 2.0
 
 
 @pytest.fixture(params=["uvicorn", "gunicorn"])

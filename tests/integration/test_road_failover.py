@@ -31,13 +31,13 @@ async def road(
     upstream: ScriptedUpstream, hole: BlackHole, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Road]:
     plain = {"base_url": upstream.base_url, "breaker": "off", "count": "deltas"}
-    brief = {"connect_s": 0.2, "headers_s": 0.2, "first_token_s": 0.2}
     upstreams = {
         "first": plain,
         "second": plain,
         "closed": {**plain, "base_url": f"http://127.0.0.1:{free_port()}/v1"},
-        "hole": {**plain, "base_url": hole.base_url, "timeouts": brief},
-        "brief": {**plain, "timeouts": brief},
+        "hole": {**plain, "base_url": hole.base_url, "timeouts": {"connect_s": 0.2}},
+        "headers": {**plain, "timeouts": {"headers_s": 0.2}},
+        "first_token": {**plain, "timeouts": {"first_token_s": 0.2}},
         "full": {**plain, "max_concurrency": 1, "queue": {"length": 0, "deadline_s": 1}},
         "fragile": {**plain, "breaker": {"failures": 2, "window_s": 60, "open_s": 60}},
     }
@@ -112,9 +112,9 @@ async def test_a_timeout_before_the_first_token_goes_to_the_next(
 ) -> None:
     slow = Completion(before_headers=FOREVER) if pause == "headers" else Completion(pauses={0: FOREVER})
     upstream.enqueue(slow, Completion())
-    await road.caller.chat(f"slow-{pause}", model="brief")
+    await road.caller.chat(f"slow-{pause}", model=pause)
     status = None if pause == "headers" else 200
-    went_over(await road.caller.entry(f"slow-{pause}"), first="brief", outcome="timed_out", status=status)
+    went_over(await road.caller.entry(f"slow-{pause}"), first=pause, outcome="timed_out", status=status)
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 413, 422])

@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 
 from tests.support.blackhole import BlackHole
+from tests.support.caller import reply_of
 from tests.support.phases import HANG_UP_WITHIN_S, HIDDEN_PHASES, PHASES, Phase, Scene, hung_up, phase_catalogue
 from tests.support.road import Road, open_road
 from tests.support.upstream import ScriptedUpstream
@@ -47,3 +48,22 @@ async def test_a_hang_up_gives_everything_back_and_settles_once(
     hung_up(await road.caller.entry(label), phase)
     assert (await road.caller.chat(f"{label}-next")).is_done
     await road.at_rest()
+
+
+@pytest.mark.parametrize("phase", [PHASES[2], PHASES[5], HIDDEN_PHASES[0]], ids=lambda phase: phase.name)
+async def test_a_hang_up_of_a_connection_that_served_before_is_seen_too(
+    phase: Phase, scene: tuple[Road, Scene]
+) -> None:
+    road, seen = scene
+    label = f"{phase.name}-kept"
+    async with road.client() as client:
+        for n in range(2):
+            await road.caller.ask(client, f"{label}-before-{n}", stream=n == 0)
+            assert (await reply_of(client)).status == 200
+        await seen.reach(phase, client, label)
+        client.hang_up()
+        await eventually(lambda: seen.has_let_go(label), within_s=HANG_UP_WITHIN_S)
+        if phase.is_queued:
+            await seen.release()
+        await road.at_rest(within_s=HANG_UP_WITHIN_S)
+    hung_up(await road.caller.entry(label), phase)

@@ -26,8 +26,8 @@ async def road(upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFact
     plain = {"base_url": upstream.base_url, "breaker": "off", "count": "deltas"}
     upstreams = {
         "one": {**plain, "max_concurrency": 1},
-        "brief": {**plain, "max_concurrency": 1, "queue": {"length": 1, "deadline_s": 4 * AFTER_S}},
-        "hasty": {**plain, "timeouts": {"first_token_s": 4 * AFTER_S}},
+        "brief": {**plain, "max_concurrency": 1, "queue": {"length": 1, "deadline_s": 12 * AFTER_S}},
+        "hasty": {**plain, "timeouts": {"first_token_s": 12 * AFTER_S}},
         "plain": plain,
         "other": plain,
     }

@@ -100,7 +100,7 @@ async def test_a_wait_ends_at_the_queues_deadline(streamed: bool, road: Road, up
 
 async def test_a_wait_ends_at_the_callers_deadline(road: Road, upstream: ScriptedUpstream) -> None:
     async with Held(road, upstream, "one") as held:
-        reply = await road.caller.chat("hurried", model="one", headers={"x-tidegate-deadline-ms": "100"})
+        reply = await road.caller.chat("hurried", model="one", headers={"x-tidegate-deadline-ms": "500"})
         refused(reply, await road.caller.entry("hurried"))
         await held.release()
 

@@ -91,6 +91,7 @@ NO_ANSWERS: dict[str, Behaviour] = {
     "shorter-than-it-says": Script(pieces=[b'{"choices": []}'], length=100, ending="fin", content_type="text/json"),
     "no-http": Raw(data=b"\x15\x03\x01\x00\x02\x02\x50"),
     "closed-without-a-word": ClosesUnderTheClient(when="on_the_next_request", otherwise=Raw(data=b"")),
+    "larger-than-any": Script(pieces=[b" " * 1024 * 1024] * 65, content_type="application/json"),
     "redirect": Answer(status=307, headers=[("location", "/elsewhere")]),
     "status-401": refusal(401, "Incorrect API key provided: sk-up"),
     "status-403": refusal(403, "no access with sk-up"),
