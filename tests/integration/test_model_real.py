@@ -194,10 +194,10 @@ async def test_a_prompt_that_is_too_long_is_refused_by_its_type(child: ModelChil
     assert error["n_ctx"] == 2048
 
 
-async def test_forty_calls_in_a_row_lose_none_to_a_closed_connection(
+async def test_twenty_calls_in_a_row_lose_none_to_a_closed_connection(
     child: ModelChild, client: httpx2.AsyncClient
 ) -> None:
-    for _ in range(40):
+    for _ in range(20):
         async with asked(child, client, "Hi", max_tokens=1) as response:
             assert (await response.aread()).endswith(b"data: [DONE]\n\n")
 

@@ -64,8 +64,8 @@ async def run(gateway: Gateway, exchange: Exchange) -> None:
         if not client.is_open:
             # The server's cancellation ends this task either way; so its client gets a true status.
             raise cut from None
+        # Told and settled: the task ends here, as it was asked to.
         await client.fail_stream(cut)
-        raise
     except Exception as error:
         # An edge: whatever it was, it is ours, and it is logged where its entry is known.
         log.exception("road_failed")

@@ -78,6 +78,7 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
         if not reader.complete:
             raise _truncated(live)
         _name_upstream(live, exchange)
+        deadlines.relax()
         await client.end_events(held)
         return
     # The client has everything: an upstream that breaks off now only costs its connection.

@@ -87,6 +87,7 @@ class UpstreamTable(_Table):
     provider: Provider
     base_url: str | None = Field(None, max_length=2048, pattern=r"^https?://[^\s?#@/]+(/[^\s?#]*)?$")
     api_key: SecretStr | None = None
+    speaks: tuple[Literal["chat", "completions", "embeddings", "responses", "messages"], ...] = ("chat",)
     max_concurrency: Count | None = None
     queue: QueueLimits = QueueLimits()
     usage_request: Literal["auto", "always", "never"] = "auto"
@@ -103,6 +104,13 @@ class UpstreamTable(_Table):
         if bad := [name for name in names if name.lower() in _NEVER_FORWARDED]:
             raise ValueError(f"{bad[0]} is never sent on to an upstream")
         return tuple(name.lower() for name in names)
+
+    @field_validator("speaks")
+    @classmethod
+    def _speaks_chat(cls, speaks: tuple[str, ...]) -> tuple[str, ...]:
+        if "chat" not in speaks:
+            raise ValueError('must hold "chat": it is the one protocol that is spoken to upstreams')
+        return speaks
 
     @model_validator(mode="after")
     def _place_is_named(self) -> "UpstreamTable":

@@ -144,9 +144,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         key = (url.scheme, url.host, url.port)
         place = self._origins.get(key)
         if place is None:
-            # The local model's origin changes with each of its restarts.
-            for stale in [name for name, other in self._origins.items() if not other.idle and len(self._origins) > 64]:
-                del self._origins[stale]
+            # Few: those of the configuration, and of the local model's restarts one each.
             place = self._origins[key] = _Origin(url.origin)
         return place
 
