@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := UV_NO_PROGRESS=1 $(BIN)/uv -q
 PIP := $(UV) pip install --python $(BIN)/python
-PYTEST_ARGS ?= -n 2
+# Most tests wait for a process or a socket: four of them share two cores well.
+PYTEST_ARGS ?= -n 4
 
 .PHONY: help install serve test check lint types bench docs lock clean
 

@@ -14,10 +14,13 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import aiohappyeyeballs
+import anyio.lowlevel
 import httpcore2
 
 _HIGH_WATER = 256 * 1024
 _LOW_WATER = 64 * 1024
+# Read as one piece, this is some hundred chunks and 5 ms of one turn of the loop.
+_MOST_AT_ONCE = 16 * 1024
 _NEXT_ADDRESS_AFTER_S = 0.25
 
 
@@ -106,6 +109,9 @@ class UpstreamStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         """What has come, at least one byte; none at the end. Raises `ReadError` where the connection broke."""
         assert timeout is None, "the attempt's deadlines bound reading"
+        if self._received:
+            # An upstream that sends faster than we read would keep the loop from everybody else.
+            await asyncio.sleep(0)
         while not self._received:
             if self._lost is not None:
                 raise httpcore2.ReadError(str(self._lost)) from self._lost
@@ -116,8 +122,11 @@ class UpstreamStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
                 await self._reader
             finally:
                 self._reader = None
-        data = bytes(self._received[:max_bytes])
-        del self._received[:max_bytes]
+        # anyio cancels a task only while it waits for what has not come yet. Where an upstream sends faster than we
+        # read, that is never: a hang-up and every deadline would pass unseen.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        data = bytes(self._received[: min(max_bytes, _MOST_AT_ONCE)])
+        del self._received[: len(data)]
         if self._is_paused and len(self._received) < _LOW_WATER:
             self._is_paused = False
             self._transport.resume_reading()

@@ -6,6 +6,7 @@ those that are idle, by origin, the last used first. A connection that is in use
 with it or comes back by it; there is nothing to leak a place of.
 """
 
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -62,9 +63,9 @@ class _Origin:
 class UpstreamTransport(httpx2.AsyncBaseTransport):
     """HTTP/1.1 to any origin. A connection that was idle for `keepalive_s` is not used again."""
 
-    def __init__(self, *, keepalive_s: float) -> None:
+    def __init__(self, *, keepalive_s: float, ssl_context: ssl.SSLContext | None = None) -> None:
         self._keepalive_s = keepalive_s
-        self._ssl_context = httpx2.create_ssl_context(trust_env=False)
+        self._ssl_context = ssl_context or httpx2.create_ssl_context(trust_env=False)
         self._network = AsyncioBackend()
         self._origins: dict[tuple[bytes, bytes, int | None], _Origin] = {}
         self._is_closed = False

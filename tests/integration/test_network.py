@@ -1,0 +1,110 @@
+"""The upstream's network: TLS that is checked, turns for others, deadlines that are seen whatever comes."""
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import cast
+
+import anyio
+import httpx2
+import pytest
+
+from tidegate.upstream.network import UpstreamStream
+from tidegate.upstream.transport import UpstreamTransport
+
+_TLS = Path(__file__).parent.parent / "support" / "tls"
+_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+
+
+class _Transport:
+    """What of a transport a stream that is only read asks."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+def a_stream() -> UpstreamStream:
+    stream = UpstreamStream()
+    stream.connection_made(cast("asyncio.BaseTransport", _Transport()))
+    return stream
+
+
+async def test_a_deadline_is_seen_though_data_never_stops_coming() -> None:
+    stream = a_stream()
+
+    async def feed() -> None:
+        while True:
+            stream.data_received(b"x" * 100)
+            await asyncio.sleep(0)
+
+    feeding = asyncio.create_task(feed())
+    reads = 0
+    with anyio.move_on_after(0.05) as scope:
+        while reads < 300_000:
+            await stream.read(65536)
+            reads += 1
+    feeding.cancel()
+    assert scope.cancelled_caught, reads
+
+
+async def test_others_have_their_turn_while_much_is_read() -> None:
+    stream = a_stream()
+    stream.data_received(b"x" * 200_000)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    left = 200_000
+    while left:
+        left -= len(await stream.read(65536))
+    counting.cancel()
+    assert turns >= 10
+
+
+async def test_a_connection_that_broke_is_told_behind_what_it_brought() -> None:
+    stream = a_stream()
+    stream.data_received(b"last words")
+    stream.connection_lost(ConnectionResetError("reset"))
+    assert await stream.read(100) == b"last words"
+    with pytest.raises(Exception, match="reset"):
+        await stream.read(100)
+
+
+@pytest.fixture
+async def tls_server() -> asyncio.Server:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(_TLS / "certificate.pem", _TLS / "key.pem")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(_ANSWER)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            writer.transport.abort()
+
+    return await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+
+
+async def test_tls_is_spoken_kept_and_checked(tls_server: asyncio.Server) -> None:
+    port = tls_server.sockets[0].getsockname()[1]
+    trusting = ssl.create_default_context(cafile=str(_TLS / "certificate.pem"))
+    async with tls_server:
+        async with httpx2.AsyncClient(
+            transport=UpstreamTransport(keepalive_s=60, ssl_context=trusting), timeout=None
+        ) as client:
+            for _ in range(3):
+                assert (await client.get(f"https://localhost:{port}/")).text == "hello"
+        async with httpx2.AsyncClient(transport=UpstreamTransport(keepalive_s=60), timeout=None) as client:
+            with pytest.raises(httpx2.ConnectError, match="certificate"):
+                await client.get(f"https://localhost:{port}/")
