@@ -6,6 +6,7 @@ Nothing is started before a test asks for it. Where no server can be had a test 
 
 import os
 import secrets
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 from tests.support import services
 from tests.support.services import Service, ServiceUnavailable
 from tests.support.upstream import ScriptedUpstream
+
+# Else, where PYTHONDONTWRITEBYTECODE is set, each worker of each run would rewrite every assertion anew: 4 s of CPU.
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")

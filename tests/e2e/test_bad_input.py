@@ -193,17 +193,3 @@ async def test_every_faulty_variable_is_named_at_once(tmp_path: Path) -> None:
     said = await refused_start(GatewayProcess(tmp_path, GatewayPlan(catalogue="", variables=variables)))
     for name in (*variables, "TIDEGATE_SERVER__WORKERS"):
         assert name in said
-
-
-async def test_a_database_that_is_behind_stops_the_start(tmp_path: Path, postgres_url: str) -> None:
-    catalogue = catalogue_of({"echo": {"provider": "echo"}}, {"m": "echo/m"})
-    plan = GatewayPlan(catalogue=catalogue, database_url=postgres_url, environment="production")
-    assert "tidegate migrate" in await refused_start(GatewayProcess(tmp_path, plan))
-
-
-async def test_a_data_directory_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("a file")
-    catalogue = catalogue_of({"echo": {"provider": "echo"}}, {"m": "echo/m"})
-    variables = {"TIDEGATE_DATA_DIR": str(tmp_path / "taken" / "var")}
-    said = await refused_start(GatewayProcess(tmp_path, GatewayPlan(catalogue=catalogue, variables=variables)))
-    assert "TIDEGATE_DATA_DIR" in said

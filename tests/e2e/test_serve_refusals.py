@@ -27,8 +27,11 @@ async def test_a_host_that_is_not_ours_is_named(tmp_path: Path) -> None:
 
 async def test_a_data_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    plan = GatewayPlan(catalogue=ECHO, variables={"TIDEGATE_DATA_DIR": str(tmp_path / "file" / "var")})
-    (line,) = await refusal(GatewayProcess(tmp_path, plan))
+    gateway = GatewayProcess(
+        tmp_path, GatewayPlan(catalogue=ECHO, variables={"TIDEGATE_DATA_DIR": f"{tmp_path}/file/var"})
+    )
+    (line,) = await refusal(gateway)
+    assert "Traceback" not in gateway.output()
     assert line.startswith(f"TIDEGATE_DATA_DIR: {tmp_path}/file/var cannot be written (Not a directory)")
     assert "--data-dir" in line
 
@@ -68,8 +71,9 @@ async def test_several_workers_need_shared_stores_in_development_too(tmp_path: P
 
 
 async def test_a_database_that_is_behind_is_refused_in_json_in_production(tmp_path: Path, postgres_url: str) -> None:
-    plan = GatewayPlan(catalogue=ECHO, environment="production", database_url=postgres_url)
-    (line,) = await refusal(GatewayProcess(tmp_path, plan))
+    gateway = GatewayProcess(tmp_path, GatewayPlan(catalogue=ECHO, environment="production", database_url=postgres_url))
+    (line,) = await refusal(gateway)
+    assert "Traceback" not in gateway.output()
     fault = orjson.loads(line)
     assert "tidegate migrate" in fault["event"]
     assert fault["level"] == "error"

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.support.ledger_entries import NOON, a_full_entry, an_attempt, an_entry
+from tests.support.schema import bring_to_head
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.auth.dependencies import get_caller
 from tidegate.auth.principal import Principal
@@ -21,7 +22,6 @@ from tidegate.ledger.entry import Attempt, Entry
 from tidegate.ledger.store import LedgerStore
 from tidegate.storage.database import Database
 from tidegate.storage.dependencies import get_database
-from tidegate.storage.migrate import migrate
 
 ADMIN = Principal(workspace_id=DEFAULT_WORKSPACE_ID, user_id=uuid.UUID(int=1), role="admin")
 Json = dict[str, Any]
@@ -55,7 +55,7 @@ class Reader:
 
 @pytest.fixture
 async def reader(database_url: str) -> AsyncIterator[Reader]:
-    await migrate(database_url)
+    await bring_to_head(database_url)
     database = await Database.open(database_url)
     yield Reader(database)
     await database.aclose()

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from tests.support.ledger_entries import NOON, a_full_entry, an_attempt, an_entry
+from tests.support.schema import bring_to_head
 from tests.support.sqlite_threads import no_sqlite_threads
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.errors import Unavailable
@@ -18,12 +19,11 @@ from tidegate.ledger.entry import Attempt, Entry
 from tidegate.ledger.models import NO_KEY_ID, LedgerAttempt, LedgerEntry, Refusal
 from tidegate.ledger.store import BATCH, LARGEST_COUNT, LARGEST_USD, LedgerStore, RefusalCount
 from tidegate.storage.database import Database
-from tidegate.storage.migrate import migrate
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    await migrate(database_url)
+    await bring_to_head(database_url)
     database = await Database.open(database_url)
     yield database
     await database.aclose()

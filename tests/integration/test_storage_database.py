@@ -11,17 +11,17 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tests.support.schema import bring_to_head
 from tests.support.sqlite_threads import no_sqlite_threads
 from tests.support.waiting import eventually
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
 from tidegate.errors import Unavailable
 from tidegate.storage.database import Database, create_engine
-from tidegate.storage.migrate import migrate
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    await migrate(database_url)
+    await bring_to_head(database_url)
     database = await Database.open(database_url, pool_size=2, max_overflow=0)
     yield database
     await database.aclose()
@@ -131,7 +131,7 @@ async def test_a_statement_that_is_cancelled_gives_its_connection_back(postgres_
 
 async def test_writers_on_sqlite_wait_for_each_other(sqlite_url: str) -> None:
     """Two that read first and write then would else fail: the second's snapshot is old."""
-    await migrate(sqlite_url)
+    await bring_to_head(sqlite_url)
     database = await Database.open(sqlite_url, pool_size=5, max_overflow=0)
 
     async def add_one() -> None:
@@ -150,7 +150,7 @@ async def test_writers_on_sqlite_wait_for_each_other(sqlite_url: str) -> None:
 
 
 async def test_sqlite_reads_beside_a_writer_and_checks_references(sqlite_url: str) -> None:
-    await migrate(sqlite_url)
+    await bring_to_head(sqlite_url)
     database = await Database.open(sqlite_url)
     try:
         async with database.transaction() as writer:

@@ -3,11 +3,14 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
 from pydantic import SecretStr
 
+from tests.support.schema import bring_to_head
 from tidegate.auth.keyring import Keyring, Keyrings
+from tidegate.auth.passwords import Passwords
 from tidegate.storage.database import Database
-from tidegate.storage.migrate import migrate
 
 EMAIL = "ada@example.com"
 PASSWORD = "correct horse battery"
@@ -19,7 +22,7 @@ Headers = list[tuple[bytes, bytes]]
 
 @asynccontextmanager
 async def database_at_head(url: str) -> AsyncIterator[Database]:
-    await migrate(url)
+    await bring_to_head(url)
     database = await Database.open(url)
     try:
         yield database
@@ -29,6 +32,11 @@ async def database_at_head(url: str) -> AsyncIterator[Database]:
 
 def keyrings() -> Keyrings:
     return Keyrings(jwt=Keyring({"1": JWT_SECRET.encode()}), peppers=Keyring({"1": PEPPER.encode()}))
+
+
+def quick_passwords() -> Passwords:
+    """Argon2 at its smallest, for tests that are not about passwords: the real one takes 0.25 s of CPU."""
+    return Passwords(PasswordHash((Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1),)))
 
 
 def secret_settings() -> dict[str, tuple[tuple[str, SecretStr], ...]]:

@@ -1,37 +1,27 @@
-"""A process tree made of stand-ins: the real root, server and worker around a tiny app and a model that only waits.
+"""What stands in for the app within the real server and worker: a tiny app, and a prepare step without a database.
 
-`python -m tests.support.serve_parts root` is `tidegate serve` with them; `… model CODE SECONDS` is the model's process.
+`serve_root.py` starts the tree around it.
 """
 
 import asyncio
 import os
-import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import NoReturn
 
 import anyio
-from setproctitle import setproctitle
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tidegate.server.children import python
+from tests.support.serve_model import SETTLING_S, note
 from tidegate.server.drain import Drain, install_drain
 from tidegate.server.fork import Prepared
-from tidegate.server.lifeline import terminate_self, watch_in_thread
-from tidegate.server.model_keeper import Backoff
 from tidegate.server.pools import Pool
-from tidegate.server.root import Parts, run
-from tidegate.settings import Settings, load_settings
+from tidegate.settings import Settings
 
 MADE = {"admin_email": "admin@tide.example", "admin_password": "low-tide"}
-# An end takes its time, so that who does not wait for it is found out.
-_SETTLING_S = 0.3
 
 
 async def prepare(settings: Settings, workers: int) -> Prepared:
@@ -51,7 +41,7 @@ def make_app(settings: Settings, pool: Pool | None) -> Starlette:
             raise RuntimeError("told to fail")
         with install_drain(linger_s=settings.server.linger_s) as drain:
             yield {"drain": drain}
-        _note(ends, "lifespan ended")
+        note(ends, "lifespan ended")
 
     async def ready(request: Request) -> Response:
         is_ready = not request.state.drain.draining and not (settings.data_dir / "unready").exists()
@@ -74,10 +64,10 @@ def make_app(settings: Settings, pool: Pool | None) -> Starlette:
                     await asyncio.sleep(0.1)
             except asyncio.CancelledError:
                 with anyio.CancelScope(shield=True):
-                    await anyio.sleep(_SETTLING_S)
-                _note(ends, "stream was cut")
+                    await anyio.sleep(SETTLING_S)
+                note(ends, "stream was cut")
                 raise
-            _note(ends, "stream ended")
+            note(ends, "stream ended")
             yield b"done\n"
 
         return StreamingResponse(words())
@@ -89,45 +79,3 @@ def make_app(settings: Settings, pool: Pool | None) -> Starlette:
         Route("/stream", stream),
     ]
     return Starlette(routes=routes, lifespan=lifespan)
-
-
-def _note_end(directory: Path) -> NoReturn:
-    time.sleep(_SETTLING_S)
-    _note(directory / "ends", "model ended")
-    sys.exit(0)
-
-
-def _note(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def _root() -> int:
-    settings = load_settings()
-    own = __spec__.name
-    parts = Parts(
-        server_arguments=(f"--app={own}:make_app", f"--prepare={own}:prepare"),
-        model=python(own, "model", str(settings.data_dir)),
-        backoff=Backoff(first_s=0.05, longest_s=0.2),
-        patience_s=0.5,
-    )
-    return run(settings, parts)
-
-
-def _model(directory: Path) -> int:
-    """Notes each start, then waits; where a file says so, ends at once with its code."""
-    setproctitle("tidegate: model")
-    _note(directory / "model-starts", str(os.getpid()))
-    code = directory / "model-code"
-    if code.exists():
-        sys.stderr.write("the model's wheels are missing\n")
-        return int(code.read_text())
-    if (directory / "model-notes-its-end").exists():
-        signal.signal(signal.SIGTERM, lambda _number, _frame: _note_end(directory))
-    watch_in_thread(terminate_self)
-    while True:
-        time.sleep(3600)
-
-
-if __name__ == "__main__":
-    sys.exit(_root() if sys.argv[1] == "root" else _model(Path(sys.argv[2])))

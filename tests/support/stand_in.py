@@ -24,12 +24,12 @@ _REPOSITORY = Path(__file__).parents[2]
 
 
 class StandIn(GatewayProcess):
-    """`tidegate serve` with the parts of `serve_parts`: every process of the tree is real but the app's inside."""
+    """`tidegate serve` with the parts of `serve_root`: every process of the tree is real but the app's inside."""
 
     def spawn(self) -> None:
         with self._log("stdout") as out, self._log("stderr") as err:
             self._root = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.serve_parts", "root"],
+                [sys.executable, "-m", "tests.support.serve_root"],
                 cwd=self.folder,
                 env=_with_tests(self._environ()),
                 stdin=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.alphabet import CHARACTERS
 from tests.unit.samples import cut
 from tidegate.errors import UpstreamError
 from tidegate.inference.collect import Collector
@@ -15,7 +16,7 @@ from tidegate.inference.sse import COMMENT, DONE, data_event
 
 Json = dict[str, Any]
 HEAD = {"id": "c-1", "created": 5, "model": "m", "system_fingerprint": None}
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+texts = st.text(CHARACTERS, max_size=12)
 said = st.none() | texts.filter(bool)
 calls = st.lists(st.fixed_dictionaries({"id": texts.filter(bool), "name": texts, "arguments": texts}), max_size=3)
 answers = st.lists(

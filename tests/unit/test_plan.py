@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.alphabet import CHARACTERS
 from tidegate.auth.principal import Principal
 from tidegate.errors import ModelNotAllowed, ModelNotFound
 from tidegate.routing.catalogue import Catalogue, CatalogueTable, build_catalogue
@@ -82,7 +83,7 @@ def test_what_is_found_is_what_the_rules_say(written: list[str], asked: str) -> 
 
 
 @settings(deadline=None)
-@given(names, st.text(max_size=6))
+@given(names, st.text(CHARACTERS, max_size=6))
 def test_the_rest_of_a_name_is_what_follows_its_pattern(prefix: str, rest: str) -> None:
     catalogue = a_catalogue(a_model(f"{prefix}*", "echo/up-*"))
     assert chosen(catalogue, prefix + rest) == [f"echo/up-{rest}"]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.alphabet import CHARACTERS
 from tidegate.errors import UpstreamError, UpstreamRefused, envelope
 from tidegate.inference.refusal import is_about_usage_request, read_bounded, refusal_of
 
@@ -179,7 +180,7 @@ async def test_of_an_endless_refusal_little_is_read() -> None:
 @given(
     st.sampled_from([*OWN, *OTHERS, 401, 403, 429]),
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        st.none() | st.booleans() | st.integers() | st.text(CHARACTERS, max_size=5),
         lambda inner: (
             st.lists(inner, max_size=2)
             | st.dictionaries(

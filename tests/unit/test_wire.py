@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.alphabet import CHARACTERS
 from tidegate.errors import InvalidRequest
 from tidegate.inference.wire import ChatCall, ChatRequest, input_text, parse_chat
 
@@ -19,8 +20,12 @@ LARGE = 300_000
 
 # Any JSON, as some client writes it.
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(CHARACTERS, max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(CHARACTERS, max_size=4), inner, max_size=3),
     max_leaves=6,
 )
 blanks = st.sampled_from(["", " ", "\n  ", "\t"])
@@ -28,7 +33,7 @@ raw_values = st.tuples(values, st.sampled_from([None, (",", ":"), (" , ", " : ")
     lambda given: json.dumps(given[0], separators=given[1], ensure_ascii=given[2])
 )
 unknown = st.dictionaries(
-    st.text(max_size=6).filter(lambda name: name not in ChatRequest.model_fields),
+    st.text(CHARACTERS, max_size=6).filter(lambda name: name not in ChatRequest.model_fields),
     raw_values,
     max_size=4,
 )
@@ -316,7 +321,7 @@ def test_a_large_body_is_bounded_before_it_is_validated(messages: list[object]) 
 
 
 @settings(deadline=None)
-@given(st.text(max_size=20), st.text(max_size=20))
+@given(st.text(CHARACTERS, max_size=20), st.text(CHARACTERS, max_size=20))
 def test_the_text_for_a_tokenizer_is_that_of_the_messages(one: str, two: str) -> None:
     parts = [{"type": "text", "text": two}, {"type": "image_url", "image_url": {"url": "x"}}, {"type": "text"}]
     sent = [{"role": "user", "content": one}, {"role": "user", "content": parts}, {"role": "assistant"}]

@@ -1,0 +1,27 @@
+"""`tidegate serve` with stand-ins: the real root over the app of `serve_parts.py` and the model of `serve_model.py`."""
+
+import sys
+
+from tidegate.server.children import python
+from tidegate.server.model_keeper import Backoff
+from tidegate.server.root import Parts, run
+from tidegate.settings import load_settings
+
+# By name: the root imports no app.
+_APP = "tests.support.serve_parts"
+_MODEL = "tests.support.serve_model"
+
+
+def _root() -> int:
+    settings = load_settings()
+    parts = Parts(
+        server_arguments=(f"--app={_APP}:make_app", f"--prepare={_APP}:prepare"),
+        model=python(_MODEL, str(settings.data_dir)),
+        backoff=Backoff(first_s=0.05, longest_s=0.2),
+        patience_s=0.5,
+    )
+    return run(settings, parts)
+
+
+if __name__ == "__main__":
+    sys.exit(_root())
