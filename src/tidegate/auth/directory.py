@@ -60,6 +60,7 @@ class Directory:
             models=None if row.models is None else tuple(row.models),
             expires_at=None if row.expires_at is None else row.expires_at.timestamp(),
             trusts_attribution=row.trusts_attribution,
+            queue_weight=row.queue_weight,
         )
 
     async def judge_token(self, token: AccessToken) -> Principal:

@@ -3,7 +3,7 @@
 import uuid
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Text, false, text
+from sqlalchemy import CheckConstraint, ForeignKey, SmallInteger, Text, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from tidegate.auth.principal import Scope
@@ -16,12 +16,14 @@ class ApiKey(Base):
     """A key of a user or of a service account: exactly one of them owns it.
 
     `hash_scheme` and `pepper_kid` say how `secret_hash` was made, so that keys of another scheme can stand beside ours.
-    `models` are names, groups or patterns; null admits every model.
+    `models` are names, groups or patterns; null admits every model. `queue_weight` is its share of an upstream's queue
+    beside other keys.
     """
 
     __tablename__ = "api_keys"
     __table_args__ = (
         CheckConstraint("(owner_user_id IS NULL) <> (owner_service_account_id IS NULL)", name="owner_is_one"),
+        CheckConstraint("queue_weight BETWEEN 1 AND 100", name="queue_weight_is_in_range"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_entry_id)
@@ -40,3 +42,4 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    queue_weight: Mapped[int] = mapped_column(SmallInteger, default=1, server_default=text("1"))

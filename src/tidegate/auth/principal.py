@@ -14,7 +14,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """A caller: an API key (`key_id` set) or a signed-in user (`key_id` null).
 
     `models` are names, groups or patterns that a key is held to; None holds it to none. `role` is a user's: an admin
-    acts in every workspace, a member in theirs. `expires_at` is Unix seconds.
+    acts in every workspace, a member in theirs. `expires_at` is Unix seconds. `queue_weight`, from 1 to 100, is the
+    caller's share of an upstream's queue beside others.
     """
 
     workspace_id: uuid.UUID
@@ -26,6 +27,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] | None = None
     expires_at: float | None = None
     trusts_attribution: bool = False
+    queue_weight: int = 1
 
     def may_use(self, name: str, groups: tuple[str, ...] = ()) -> bool:
         """Whether the key's list admits this model: by its name, by one of its groups, or by a pattern (`gpt-*`)."""
