@@ -1,86 +1,22 @@
-"""What is remembered of a credential: how long, how much, shared by whom, and what when the database is gone."""
+"""What is remembered of a credential: how much, shared by whom, and what when the database is gone."""
 
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
 
 import pytest
 
 from tests.support.waiting import eventually
+from tests.unit.judging import LONG_S, A, B, Clock, Judge, a_cache
 from tests.unit.virtual_time import in_virtual_time, now
 from tidegate.auth.principal import Principal
 from tidegate.auth.principal_cache import CacheBounds, PrincipalCache
 from tidegate.errors import InvalidApiKey, InvalidToken, Unavailable
 
-A, B = b"a" * 32, b"b" * 32
-LONG_S = 30.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Judge:
-    """A judge that says what it is told to, and may be held up."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.ended = 0
-        self.workspace_id = uuid.uuid4()
-        self.error: Exception | None = None
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def __call__(self) -> Principal:
-        self.calls += 1
-        try:
-            await self.gate.wait()
-        finally:
-            self.ended += 1
-        if self.error is not None:
-            raise self.error
-        return Principal(workspace_id=self.workspace_id)
-
-
-def _cache(clock: Callable[[], float], bounds: CacheBounds | None = None) -> PrincipalCache:
-    # A judge that is held up must not be given up by a busy machine's clock.
-    return PrincipalCache(bounds or CacheBounds(answer_s=LONG_S), clock)
-
-
-async def test_an_answer_is_fresh_for_five_seconds_and_then_asked_again() -> None:
-    clock, judge = Clock(), Judge()
-    cache = _cache(clock)
-    principal = await cache.resolve(A, judge)
-    clock.now += 4.999
-    assert cache.fresh(A) is principal
-    clock.now += 0.001
-    assert cache.fresh(A) is None
-    await cache.resolve(A, judge)
-    assert (judge.calls, cache.look_ups) == (2, 2)
-    assert cache.fresh(A) is not None
-
-
-async def test_freshness_counts_from_when_the_look_up_began() -> None:
-    clock, judge = Clock(), Judge()
-    cache = _cache(clock)
-    judge.gate.clear()
-    asking = asyncio.create_task(cache.resolve(A, judge))
-    await eventually(lambda: judge.calls)
-    clock.now += 4.5
-    judge.gate.set()
-    await asking
-    clock.now += 0.5
-    assert cache.fresh(A) is None
-
 
 async def test_a_refusal_is_remembered_briefly_and_raised_as_a_new_error_each_time() -> None:
     clock, judge = Clock(), Judge()
-    cache = _cache(clock)
+    cache = a_cache(clock)
     judge.error = InvalidApiKey("no such key")
     caught = []
     for _ in range(3):
@@ -96,7 +32,7 @@ async def test_a_refusal_is_remembered_briefly_and_raised_as_a_new_error_each_ti
 
 async def test_a_refusal_ends_what_was_admitted() -> None:
     clock, judge = Clock(), Judge()
-    cache = _cache(clock)
+    cache = a_cache(clock)
     await cache.resolve(A, judge)
     clock.now += 5
     judge.error = InvalidToken("revoked")
@@ -111,7 +47,7 @@ async def test_a_refusal_ends_what_was_admitted() -> None:
 
 async def test_concurrent_misses_of_one_credential_share_one_look_up() -> None:
     judge, other = Judge(), Judge()
-    cache = _cache(Clock())
+    cache = a_cache(Clock())
     judge.gate.clear()
     asking = [asyncio.create_task(cache.resolve(A, judge)) for _ in range(50)]
     asking_other = asyncio.create_task(cache.resolve(B, other))
@@ -123,7 +59,7 @@ async def test_concurrent_misses_of_one_credential_share_one_look_up() -> None:
 
 async def test_a_cancelled_leader_takes_the_look_up_from_nobody() -> None:
     judge = Judge()
-    cache = _cache(Clock())
+    cache = a_cache(Clock())
     judge.gate.clear()
     leader = asyncio.create_task(cache.resolve(A, judge))
     await eventually(lambda: judge.calls)
@@ -138,7 +74,7 @@ async def test_a_cancelled_leader_takes_the_look_up_from_nobody() -> None:
 
 async def test_a_look_up_whose_callers_all_left_still_serves_the_next() -> None:
     judge = Judge()
-    cache = _cache(Clock())
+    cache = a_cache(Clock())
     judge.gate.clear()
     leader = asyncio.create_task(cache.resolve(A, judge))
     await eventually(lambda: judge.calls)
@@ -154,7 +90,7 @@ async def test_a_database_that_fails_lets_known_callers_go_on_for_ten_minutes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock, judge = Clock(), Judge()
-    cache = _cache(clock, CacheBounds(answer_s=LONG_S, retry_s=0.5))
+    cache = a_cache(clock, CacheBounds(answer_s=LONG_S, retry_s=0.5))
     principal = await cache.resolve(A, judge)
     judge.error = ConnectionRefusedError()
     with caplog.at_level(logging.WARNING, "tidegate.auth.principal_cache"):
@@ -171,7 +107,7 @@ async def test_a_database_that_fails_lets_known_callers_go_on_for_ten_minutes(
 
 async def test_a_database_that_is_gone_is_tried_once_a_second_and_not_by_every_caller() -> None:
     clock, judge = Clock(), Judge()
-    cache = _cache(clock, CacheBounds(answer_s=LONG_S, retry_s=1.0))
+    cache = a_cache(clock, CacheBounds(answer_s=LONG_S, retry_s=1.0))
     await cache.resolve(A, judge)
     await cache.resolve(B, judge)
     clock.now += 5
@@ -195,7 +131,7 @@ async def test_a_database_that_is_gone_is_tried_once_a_second_and_not_by_every_c
 
 async def test_a_database_that_comes_back_is_believed_again(caplog: pytest.LogCaptureFixture) -> None:
     clock, judge = Clock(), Judge()
-    cache = _cache(clock, CacheBounds(answer_s=LONG_S))
+    cache = a_cache(clock, CacheBounds(answer_s=LONG_S))
     await cache.resolve(A, judge)
     clock.now += 5
     with caplog.at_level(logging.WARNING, "tidegate.auth.principal_cache"):
@@ -211,7 +147,7 @@ async def test_a_database_that_comes_back_is_believed_again(caplog: pytest.LogCa
 
 async def test_a_database_that_says_nothing_is_given_up_after_its_bound() -> None:
     clock, judge = Clock(), Judge()
-    cache = _cache(clock, CacheBounds(answer_s=0.05))
+    cache = a_cache(clock, CacheBounds(answer_s=0.05))
     principal = await cache.resolve(A, judge)
     clock.now += 5
     judge.gate.clear()
@@ -232,7 +168,7 @@ async def test_a_driver_that_cannot_be_cancelled_holds_nobody_up() -> None:
                 continue
         raise ConnectionResetError
 
-    cache = _cache(Clock(), CacheBounds(answer_s=0.05))
+    cache = a_cache(Clock(), CacheBounds(answer_s=0.05))
     for _ in range(2):
         with pytest.raises(Unavailable):
             await asyncio.wait_for(cache.resolve(A, stubborn), LONG_S)
@@ -244,7 +180,7 @@ async def test_a_driver_that_cannot_be_cancelled_holds_nobody_up() -> None:
 async def test_an_unknown_credential_is_never_admitted_without_the_database() -> None:
     judge = Judge()
     judge.error = ConnectionRefusedError()
-    cache = _cache(Clock())
+    cache = a_cache(Clock())
     for _ in range(3):
         with pytest.raises(Unavailable):
             await cache.resolve(A, judge)
@@ -253,7 +189,7 @@ async def test_an_unknown_credential_is_never_admitted_without_the_database() ->
 
 async def test_both_memories_are_bounded_and_the_refused_displace_no_admitted() -> None:
     clock, judge, refusing = Clock(), Judge(), Judge()
-    cache = _cache(clock, CacheBounds(entries=10, answer_s=LONG_S))
+    cache = a_cache(clock, CacheBounds(entries=10, answer_s=LONG_S))
     refusing.error = InvalidApiKey("no")
     for n in range(10):
         await cache.resolve(b"good%d" % n, judge)
@@ -269,7 +205,7 @@ async def test_both_memories_are_bounded_and_the_refused_displace_no_admitted() 
 
 async def test_the_one_looked_up_least_recently_is_displaced_first() -> None:
     clock, judge = Clock(), Judge()
-    cache = _cache(clock, CacheBounds(entries=2, answer_s=LONG_S))
+    cache = a_cache(clock, CacheBounds(entries=2, answer_s=LONG_S))
     await cache.resolve(A, judge)
     await cache.resolve(B, judge)
     clock.now += 5
@@ -281,7 +217,7 @@ async def test_the_one_looked_up_least_recently_is_displaced_first() -> None:
 
 async def test_unknown_credentials_that_wait_for_a_look_up_are_bounded() -> None:
     judge = Judge()
-    cache = _cache(Clock(), CacheBounds(unknown_at_once=2, unknown_waiting=3, answer_s=LONG_S, turn_s=LONG_S))
+    cache = a_cache(Clock(), CacheBounds(unknown_at_once=2, unknown_waiting=3, answer_s=LONG_S, turn_s=LONG_S))
     judge.gate.clear()
     asking = [asyncio.create_task(cache.resolve(b"%d" % n, judge)) for n in range(5)]
     await eventually(lambda: judge.calls == 2 and cache._unknown_waiting == 3)
@@ -361,7 +297,7 @@ async def test_while_the_database_is_silent_an_unknown_credential_waits_for_no_t
 
 async def test_closing_ends_what_is_under_way() -> None:
     judge = Judge()
-    cache = _cache(Clock())
+    cache = a_cache(Clock())
     judge.gate.clear()
     asking = asyncio.create_task(cache.resolve(A, judge))
     await eventually(lambda: judge.calls)

@@ -2,11 +2,12 @@
 
 The road of a known caller is: read the headers, one SHA-256, one dictionary, no wait (about 2 µs). An expiry is judged
 at each use, by the clock, whatever was remembered. What is remembered, and for how long, is `principal_cache`'s; what
-the database says is `directory`'s.
+the database says is `directory`'s; what changed since is `storage.changes`'.
 """
 
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Iterable
 
 from tidegate.auth.api_keys import KEY_MARK, prefix_of
@@ -15,16 +16,19 @@ from tidegate.auth.directory import Directory
 from tidegate.auth.keyring import Keyrings
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal import Principal
-from tidegate.auth.principal_cache import CacheBounds, PrincipalCache
+from tidegate.auth.principal_cache import CacheBounds, Judge, PrincipalCache
 from tidegate.auth.tokens import DEFAULT_MINUTES, AccessTokens
 from tidegate.errors import InvalidApiKey, InvalidToken, TokenExpired
+from tidegate.storage.changes import Changes
 from tidegate.storage.database import Database
 
 
 class Authenticator:
     """Judges credentials for one process, and holds what else belongs to that: `tokens` and `passwords`.
 
-    >>> authenticator = Authenticator(database, Keyrings.load(settings))
+    `changes` is by `monotonic`'s clock. Without it what is remembered is asked again every second.
+
+    >>> authenticator = Authenticator(database, Keyrings.load(settings), changes=changes)
     >>> principal = await authenticator.authenticate(scope["headers"])
     >>> await authenticator.aclose()  # before the database is
     """
@@ -35,6 +39,7 @@ class Authenticator:
         keyrings: Keyrings,
         *,
         access_token_minutes: int = DEFAULT_MINUTES,
+        changes: Changes | None = None,
         bounds: CacheBounds | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
@@ -42,8 +47,11 @@ class Authenticator:
         self.tokens = AccessTokens(keyrings.jwt, minutes=access_token_minutes, clock=clock)
         self.passwords = Passwords()
         self._directory = Directory(database, keyrings.peppers)
-        self._cache = PrincipalCache(bounds or CacheBounds(), monotonic)
+        self._cache = PrincipalCache(bounds or CacheBounds(), monotonic, changes)
         self._clock = clock
+        if changes is not None:
+            for prefix in ("key:", "user:"):
+                changes.listen(prefix, self._hear)
 
     @property
     def look_ups(self) -> int:
@@ -63,9 +71,11 @@ class Authenticator:
         """
         credential = read_credential(headers)
         digest = hashlib.sha256(credential).digest()
-        principal = self._cache.fresh(digest) or await self._resolve(digest, credential)
+        principal = self._cache.fresh(digest) or await self._cache.resolve(digest, self._judge_of(credential))
         if principal.expires_at is not None and principal.expires_at <= self._clock():
             raise _expired(principal)
+        if self._cache.is_due(digest):
+            self._cache.refresh(digest, self._judge_of(credential))
         return principal
 
     async def aclose(self) -> None:
@@ -73,7 +83,13 @@ class Authenticator:
         await self._cache.aclose()
         await self._directory.last_use.aclose()
 
-    async def _resolve(self, digest: bytes, credential: bytes) -> Principal:
+    def _hear(self, topic: str | None) -> None:
+        # After a gap nothing that was read before it is vouched for, so there is nothing to forget.
+        if topic is not None:
+            self._cache.forget(uuid.UUID(topic.partition(":")[2]))
+
+    def _judge_of(self, credential: bytes) -> Judge:
+        """Who says whose it is. Raises the refusal of a credential that needs no look-up."""
         try:
             text = credential.decode("ascii")
         except UnicodeDecodeError:
@@ -87,9 +103,9 @@ class Authenticator:
                 raise InvalidApiKey(
                     "This is not a whole API key: one is tg_, 8 characters, _ and 43 characters; copy it again."
                 )
-            return await self._cache.resolve(digest, lambda: self._directory.judge_key(prefix, text))
+            return lambda: self._directory.judge_key(prefix, text)
         token = self.tokens.verify(text)
-        return await self._cache.resolve(digest, lambda: self._directory.judge_token(token))
+        return lambda: self._directory.judge_token(token)
 
 
 def _expired(principal: Principal) -> InvalidApiKey | TokenExpired:

@@ -22,6 +22,8 @@ COMMANDS: Final = {
     "migrate": _Command("tidegate.cli.migrate", "migrate_command", "Bring the database's schema to head."),
     "users": _Command("tidegate.cli.users", "users_command", "Create, list and disable accounts."),
     "keys": _Command("tidegate.cli.keys", "keys_command", "Create, list, rotate and revoke API keys."),
+    "limits": _Command("tidegate.cli.limits", "limits_command", "Create, list and delete limits."),
+    "usage": _Command("tidegate.cli.usage", "usage", "Add up what was used, from the ledger."),
     "config": _Command("tidegate.cli.config", "config_command", "Look at the configuration, and check it."),
 }
 

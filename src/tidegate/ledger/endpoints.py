@@ -5,10 +5,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from tidegate.ledger.dependencies import LedgerReaderDep
-from tidegate.ledger.schemas import RequestEntry, RequestPage, RequestQuery
+from tidegate.ledger.dependencies import LedgerReaderDep, UsageReaderDep
+from tidegate.ledger.schemas import RequestEntry, RequestPage, RequestQuery, UsageQuery, UsageReport
 
 router = APIRouter(prefix="/api", tags=["ledger"])
+
+
+@router.get("/usage")
+async def get_usage(ledger: UsageReaderDep, query: Annotated[UsageQuery, Query()]) -> UsageReport:
+    """Totals of the ledger that the caller may see, at most ten seconds old."""
+    return UsageReport.model_validate(await ledger.totals(query))
 
 
 @router.get("/requests")

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
 
-from tidegate.ledger.entry import Outcome, UsageSource
+from tidegate.ledger.entry import Outcome, UsageSource, utc_now
+from tidegate.ledger.reports import By, since_moment
 
 
 def plain_decimal(amount: Decimal) -> str:
@@ -19,6 +20,14 @@ UsdString = Annotated[Decimal, PlainSerializer(plain_decimal, return_type=str)]
 # PostgreSQL's text holds no NUL, so no row has one.
 SearchText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
 Moment = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9999, 1, 1, tzinfo=UTC))]
+
+
+def _since(text: str) -> str:
+    since_moment(text, utc_now())
+    return text
+
+
+Since = Annotated[str, Field(min_length=1, max_length=64, examples=["7d", "2026-11-01"]), AfterValidator(_since)]
 
 
 class RequestQuery(BaseModel):
@@ -110,3 +119,54 @@ class RequestPage(BaseModel):
 
     data: list[RequestEntry]
     next: uuid.UUID | None
+
+
+class UsageQuery(BaseModel):
+    """Which totals. `since` is a length of time such as `7d`, a date, or a moment with its zone.
+
+    `workspace_id` narrows what an admin sees; anyone else sees their own workspace.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: By = "model"
+    since: Since = "7d"
+    workspace_id: uuid.UUID | None = None
+
+
+class UsageRow(BaseModel):
+    """One group. `value` is what its entries have in common (null: they have none), `name` and `prefix` tell whose.
+
+    `cost` is null where all that was used is unpriced; `unpriced_requests` are missing from it.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+    value: str | None
+    name: str | None
+    prefix: str | None
+    requests: int
+    outcomes: dict[Outcome, int]
+    input_tokens: int
+    cached_input_tokens: int
+    cache_write_tokens: int
+    cache_write_1h_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost: UsdString | None
+    unpriced_requests: int
+
+
+class UsageReport(BaseModel):
+    """Totals since a moment, the group with the most requests first, of days the newest.
+
+    `workspace_id` is null for all workspaces. `truncated`: there are more groups than the thousand that are shown.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+    by: By
+    since: datetime
+    workspace_id: uuid.UUID | None
+    data: list[UsageRow]
+    truncated: bool

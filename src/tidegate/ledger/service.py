@@ -1,7 +1,9 @@
 """Reads the ledger for a caller, who sees what is theirs and no more.
 
 An admin sees every workspace, a member their own. A key with scope `usage` or `manage` sees its workspace, whoever owns
-it; any other key sees its own requests.
+it; any other key sees its own requests, and no totals.
+
+Totals are kept for ten seconds, under the workspace of the caller: what an admin sees of others is kept as theirs.
 """
 
 import uuid
@@ -12,12 +14,17 @@ from sqlalchemy import ColumnElement, RowMapping, false, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.auth.principal import Principal
-from tidegate.errors import NotFound
+from tidegate.errors import NotFound, PermissionDenied
+from tidegate.ledger.entry import utc_now
 from tidegate.ledger.models import LedgerAttempt, LedgerEntry
-from tidegate.ledger.schemas import RequestEntry, RequestPage, RequestQuery
+from tidegate.ledger.reports import UsageTotals, since_moment, usage_totals
+from tidegate.ledger.schemas import RequestEntry, RequestPage, RequestQuery, UsageQuery
+from tidegate.storage.database import Database
+from tidegate.storage.read_through import CacheKey, ReadThrough
 
 _ENTRIES = LedgerEntry.__table__
 _ATTEMPTS = LedgerAttempt.__table__
+USAGE_TTL_S = 10.0
 _EQUALLY_NAMED = ("request_id", "key_id", "user_id", "model", "upstream", "outcome", "end_user", "session_id")
 
 
@@ -57,6 +64,43 @@ class LedgerReader:
         for attempt in (await self._session.execute(statement)).mappings() if ids else ():
             attempts[attempt["entry_id"]].append(attempt)
         return [RequestEntry.model_validate({**row, "attempts": attempts[row["entry_id"]]}) for row in rows]
+
+
+class UsageReader:
+    """The ledger's totals as one caller may see them.
+
+    >>> totals = await UsageReader(database, cache, caller).totals(UsageQuery(by="model", since="7d"))
+    """
+
+    def __init__(self, database: Database, cache: ReadThrough, caller: Principal) -> None:
+        self._database = database
+        self._cache = cache
+        self._caller = caller
+
+    async def totals(self, query: UsageQuery) -> UsageTotals:
+        """Raises `PermissionDenied` where the caller may see no totals, or none of that workspace."""
+        workspace_id = reported_workspace(self._caller, query.workspace_id)
+
+        async def load() -> UsageTotals:
+            # Not the request's session: others wait for this load, and it outlives who asked first.
+            async with self._database.session() as session:
+                return await usage_totals(session, query.by, since_moment(query.since, utc_now()), workspace_id)
+
+        name = f"{query.by} {query.since} {workspace_id or 'all'}"
+        key = CacheKey(self._caller.workspace_id, "usage", name)
+        return await self._cache.get(key, load, kind=UsageTotals, ttl_s=USAGE_TTL_S)
+
+
+def reported_workspace(caller: Principal, wanted: uuid.UUID | None) -> uuid.UUID | None:
+    """The workspace whose totals this caller is shown, None for all. Raises `PermissionDenied`."""
+    if not caller.scopes & {"usage", "manage"}:
+        what = "API key" if caller.key_id is not None else "account"
+        raise PermissionDenied(f"This {what} has neither the scope 'usage' nor 'manage', one of which totals need.")
+    if caller.key_id is None and caller.role == "admin":
+        return wanted
+    if wanted not in (None, caller.workspace_id):
+        raise PermissionDenied("These credentials show the totals of their own workspace alone.")
+    return caller.workspace_id
 
 
 def visible_to(caller: Principal) -> ColumnElement[bool]:
