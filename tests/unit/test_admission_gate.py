@@ -2,8 +2,8 @@
 
 import msgspec
 
-from tidegate.admission.gate import Lease
 from tidegate.admission.model_gate import Told
+from tidegate.admission.slots import Lease
 
 
 def test_no_key_is_in_the_text_of_a_lease_or_of_a_grant() -> None:

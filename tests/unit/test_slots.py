@@ -13,22 +13,36 @@ from hypothesis import strategies as st
 
 from tests.support.waiting import eventually
 from tests.unit.virtual_time import in_virtual_time, now
-from tidegate.admission.slots import ProcessSlots
+from tidegate.admission.desk import Desk
+from tidegate.admission.slots import Capacity, SlotAsk, StoreSlots
+from tidegate.admission.steps import Steps
+from tidegate.admission.store import Check
 from tidegate.errors import Overloaded
+from tidegate.limits.values import Matched
 
-ENTRY = uuid.uuid4()
 LONG_S = 600.0
 
 
-def some_slots(limit: int = 1, queue_length: int = 1000, queue_deadline_s: float = LONG_S) -> ProcessSlots:
-    return ProcessSlots("scripted", limit=limit, queue_length=queue_length, queue_deadline_s=queue_deadline_s)
+class NothingToSeed:
+    async def seed(self, tag: str, matched: Matched, check: Check) -> bool:
+        raise AssertionError("an upstream's slots have no budget")
+
+
+def some_slots(limit: int = 1, queue_length: int = 1000, queue_deadline_s: float = LONG_S) -> StoreSlots:
+    steps = Steps(Desk("worker"), NothingToSeed())
+    return StoreSlots(steps, "scripted", Capacity(limit, queue_length, queue_deadline_s))
+
+
+def ask() -> SlotAsk:
+    """Of one key: so the line is first in, first out."""
+    return SlotAsk(uuid.uuid4(), flow="key")
 
 
 @dataclass
 class Holders:
     """Tasks that each hold a slot until they are let go."""
 
-    slots: ProcessSlots
+    slots: StoreSlots
     admitted: list[int] = field(default_factory=list)
     waited: list[int] = field(default_factory=list)
     holding: set[int] = field(default_factory=set)
@@ -43,7 +57,7 @@ class Holders:
         return number
 
     async def _hold(self, number: int, deadline_s: float | None) -> None:
-        async with self.slots.hold(ENTRY, deadline_s=deadline_s) as lease:
+        async with self.slots.hold(ask(), deadline_s=deadline_s) as lease:
             assert lease.upstream == "scripted"
             self.admitted.append(number)
             if lease.waited_s:
@@ -97,20 +111,20 @@ async def test_a_full_queue_refuses_at_once() -> None:
         holders.start()
     await holders.settle()
     with pytest.raises(Overloaded, match=r"The queue for the upstream 'scripted' is full \(2 wait\)") as caught:
-        async with holders.slots.hold(ENTRY, deadline_s=None):
+        async with holders.slots.hold(ask(), deadline_s=None):
             pass
-    assert (caught.value.http_status, caught.value.headers) == (503, {"Retry-After": "1"})
+    assert (caught.value.http_status, caught.value.headers) == (503, {"Retry-After": "2", "retry-after-ms": "1500"})
     assert (holders.slots.in_use, holders.slots.waiting) == (1, 2)
     assert await holders.end() == [None] * 3
 
 
 async def test_without_a_queue_there_is_a_slot_now_or_never() -> None:
     slots = some_slots(limit=1, queue_length=0)
-    async with slots.hold(ENTRY, deadline_s=None):
+    async with slots.hold(ask(), deadline_s=None):
         with pytest.raises(Overloaded):
-            async with slots.hold(ENTRY, deadline_s=None):
+            async with slots.hold(ask(), deadline_s=None):
                 pass
-    async with slots.hold(ENTRY, deadline_s=None):
+    async with slots.hold(ask(), deadline_s=None):
         assert slots.in_use == 1
 
 
@@ -118,12 +132,12 @@ async def test_without_a_queue_there_is_a_slot_now_or_never() -> None:
 @in_virtual_time
 async def test_the_deadline_passes_with_its_own_words(own_s: float, given_s: float | None, at: float) -> None:
     slots = some_slots(limit=1, queue_deadline_s=own_s)
-    async with slots.hold(ENTRY, deadline_s=None):
+    async with slots.hold(ask(), deadline_s=None):
         with pytest.raises(Overloaded) as caught:
-            async with slots.hold(ENTRY, deadline_s=given_s):
+            async with slots.hold(ask(), deadline_s=given_s):
                 pass
         assert caught.value.message == f"No slot of the upstream 'scripted' became free within {at} s."
-        assert (caught.value.http_status, caught.value.headers) == (503, {"Retry-After": "1"})
+        assert (caught.value.http_status, caught.value.headers) == (503, {"Retry-After": "1", "retry-after-ms": "1000"})
         assert (slots.in_use, slots.waiting, now()) == (1, 0, at)
     assert slots.in_use == 0
 
@@ -150,10 +164,10 @@ async def test_what_was_waited_is_told() -> None:
     waited: list[float] = []
 
     async def wait() -> None:
-        async with slots.hold(ENTRY, deadline_s=None) as lease:
+        async with slots.hold(ask(), deadline_s=None) as lease:
             waited.append(lease.waited_s)
 
-    async with slots.hold(ENTRY, deadline_s=None) as first:
+    async with slots.hold(ask(), deadline_s=None) as first:
         assert first.waited_s == 0
         task = asyncio.create_task(wait())
         await eventually(lambda: slots.waiting)
@@ -166,7 +180,7 @@ async def test_what_was_waited_is_told() -> None:
 async def test_an_error_in_the_work_gives_the_slot_back() -> None:
     slots = some_slots(limit=1)
     with pytest.raises(ZeroDivisionError):
-        async with slots.hold(ENTRY, deadline_s=None):
+        async with slots.hold(ask(), deadline_s=None):
             raise ZeroDivisionError
     assert slots.in_use == 0
 
@@ -276,7 +290,7 @@ async def test_whatever_is_cancelled_when_no_slot_is_lost_and_none_is_granted_tw
     assert holders.waited == sorted(holders.waited)
     async with asyncio.timeout(30):
         for _ in range(limit):
-            await holders.slots.hold(ENTRY, deadline_s=0).__aenter__()
+            await holders.slots.hold(ask(), deadline_s=0).__aenter__()
 
 
 @in_virtual_time
@@ -287,7 +301,7 @@ async def test_many_tasks_with_short_holds_and_short_deadlines_leave_everything_
     async def one() -> None:
         nonlocal in_use, most, served, refused
         try:
-            async with slots.hold(ENTRY, deadline_s=chance.choice([0.001, 0.01, LONG_S])):
+            async with slots.hold(ask(), deadline_s=chance.choice([0.001, 0.01, LONG_S])):
                 in_use += 1
                 most = max(most, in_use)
                 try:

@@ -1,56 +1,181 @@
-"""The seam between a caller and an upstream: who may go on now, who waits, who is refused.
+"""The gate before the road: who may go on now, by the limits of the deployment and of the caller's workspace.
 
-`Slots` is one upstream's concurrency. A slot is held by a `Lease` and given back in one place, by leaving the lease's
-context, however the request ended. Waiting is first in, first out, bounded in length and by a deadline.
+Steps are taken in one order, `d` then `w:<workspace>`, once a request, and each all or nothing; a later refusal undoes
+the earlier. What was taken is given back in one place, by leaving `Admitted`'s context: as spent where the request
+reached an upstream, as if it had never been where it did not. An upstream's slots are the attempt's (`slots.py`).
 """
 
+import asyncio
 import uuid
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
-from typing import Protocol
+from types import TracebackType
+from typing import Self
 
-from tidegate.errors import Overloaded
+import msgspec
+
+from tidegate.admission.checks import Reserve
+from tidegate.admission.headers import limit_headers
+from tidegate.admission.steps import Steps
+from tidegate.admission.store import UNDO, Spent
+from tidegate.auth.principal import Principal
+from tidegate.errors import InsufficientQuota, ModelNotAllowed, TidegateError
+from tidegate.ledger.entry import Attribution, Entry
+from tidegate.limits.book import LimitBook
+from tidegate.limits.matching import WorkspaceLimits
+from tidegate.limits.values import Matched, nano_usd
+from tidegate.storage.redis import DEPLOYMENT_TAG, workspace_tag
+
+# From which part of what was reserved on more is asked for.
+TOP_UP_AT = 0.8
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """One slot of one upstream, held. `base_url` and `api_key` are set where the slot says where to call."""
+class CallerAsk(msgspec.Struct, frozen=True):
+    """A request at the gate. `reserve` is what it may come to; `more` what a longer answer reserves at a time."""
 
-    upstream: str
-    waited_s: float
-    base_url: str | None = None
-    api_key: str | None = field(default=None, repr=False)
+    entry_id: uuid.UUID
+    principal: Principal
+    attribution: Attribution
+    model: str
+    groups: tuple[str, ...]
+    reserve: Reserve
+    output_tokens: int
+    more: Reserve
 
 
-class Slots(Protocol):
-    def hold(self, entry_id: uuid.UUID, *, deadline_s: float | None) -> AbstractAsyncContextManager[Lease]:
-        """Waits for a slot for at most `deadline_s` (None: the queue's own deadline), holds it, gives it back at exit.
+class _Step(msgspec.Struct, frozen=True):
+    tag: str
+    limits: tuple[Matched, ...]
 
-        Raises `Overloaded` where the queue is full or the deadline passed, `Unavailable` where what it guards is down.
-        Cancelled while waiting, it leaves the queue at once.
+
+class Admitted:
+    """A request that was let in: what it took, until its context is left.
+
+    `headers` tell its limits. `spent` is what is given back at exit: `came_to` sets it where an upstream was reached.
+    """
+
+    __slots__ = (
+        "_ask",
+        "_cut",
+        "_entry",
+        "_reserved_output",
+        "_steps",
+        "_taken",
+        "_top_up",
+        "headers",
+        "limits",
+        "spent",
+    )
+
+    def __init__(self, steps: Steps, ask: CallerAsk, limits: WorkspaceLimits) -> None:
+        self.headers: dict[str, str] = {}
+        self.limits = limits
+        self.spent = UNDO
+        self._steps = steps
+        self._ask = ask
+        self._entry = ask.entry_id.hex
+        self._taken: list[_Step] = []
+        self._reserved_output = ask.output_tokens
+        self._top_up: asyncio.Task[None] | None = None
+        self._cut: TidegateError | None = None
+
+    @property
+    def reserve(self) -> Reserve:
+        return self._ask.reserve
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._top_up is not None:
+            self._top_up.cancel()
+        for step in reversed(self._taken):
+            self._steps.desk.release(step.tag, self._entry, self.spent)
+        self._taken.clear()
+
+    def came_to(self, entry: Entry) -> None:
+        """What the terminal entry says: nothing where no upstream was reached."""
+        if entry.attempts:
+            self.spent = spent_of(entry)
+
+    def note_output(self, tokens: int) -> None:
+        """Asks for more where a stream nears what was reserved for it. Raises what cuts it."""
+        if self._cut is not None:
+            raise self._cut
+        if tokens < self._reserved_output * TOP_UP_AT or not self._taken or self._top_up is not None:
+            return
+        if any(one.limit.meter in ("tokens", "cost") for step in self._taken for one in step.limits):
+            self._top_up = asyncio.get_running_loop().create_task(self._reserve_more())
+
+    async def take(self, tag: str, limits: tuple[Matched, ...]) -> None:
+        taken = await self._steps.take(tag, self._entry, limits, self._ask.reserve)
+        self._taken.append(_Step(tag, limits))
+        if len(taken.reply.used) == len(limits):
+            told = limit_headers(limits, taken.checks, taken.reply.used, taken.reply.now_ms)
+            # Of two steps with limits, the workspace's are told in OpenAI's form, and all in the draft's.
+            for name in ("RateLimit", "RateLimit-Policy"):
+                if name in self.headers and name in told:
+                    told[name] = f"{self.headers[name]}, {told[name]}"
+            self.headers |= told
+
+    async def _reserve_more(self) -> None:
+        """Tops up every tag, as far as there is room. Where it is refused, a limit that cuts has the last word."""
+        more = Spent(self._ask.more.tokens, self._ask.more.cost or 0)
+        for step in self._taken:
+            reply = await self._steps.desk.top_up(step.tag, self._entry, more)
+            if reply is not None and reply.said == "refused":
+                limit = step.limits[reply.at].limit
+                if limit.on_overrun == "cut":
+                    self._cut = InsufficientQuota(f"The answer was cut: {limit.label!r} has no room for more of it.")
+                # Left as it is: asked for once, refused once; the stream goes on, and what it came to is counted.
+                return
+        self._reserved_output += self._ask.more.tokens
+        self._top_up = None
+
+
+class Gate:
+    """Lets requests in.
+
+    >>> admitted = await gate.admit(ask)
+    >>> with admitted: ...
+    """
+
+    def __init__(self, steps: Steps, book: LimitBook) -> None:
+        self._steps = steps
+        self._book = book
+
+    async def admit(self, ask: CallerAsk) -> Admitted:
+        """Takes what the request's limits ask for. Raises `RateLimitExceeded`, `InsufficientQuota`, `ModelNotAllowed`
+        (an unpriced model under a budget) and `Unavailable`.
         """
-        ...
-
-    @property
-    def in_use(self) -> int:
-        """Slots that are held now, as this process knows."""
-        ...
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait now, as this process knows."""
-        ...
-
-
-def queue_is_full(upstream: str, length: int) -> Overloaded:
-    """The refusal of who would be one too many in an upstream's queue."""
-    return _overloaded(f"The queue for the upstream {upstream!r} is full ({length} wait). Try again later.")
-
-
-def no_slot_in_time(upstream: str, deadline_s: float) -> Overloaded:
-    """The refusal of who waited to the deadline."""
-    return _overloaded(f"No slot of the upstream {upstream!r} became free within {deadline_s:g} s.")
+        principal = ask.principal
+        limits = await self._book.of(principal.workspace_id, key_id=principal.key_id)
+        admitted = Admitted(self._steps, ask, limits)
+        deployment = limits.deployment(ask.model, ask.groups)
+        own = limits.caller(principal, ask.attribution, ask.model, ask.groups)
+        if ask.reserve.cost is None:
+            _refuse_unpriced(ask.model, (*deployment, *own))
+        try:
+            if deployment:
+                await admitted.take(DEPLOYMENT_TAG, deployment)
+            if own:
+                await admitted.take(workspace_tag(principal.workspace_id), own)
+        except BaseException:
+            with admitted:
+                raise
+        return admitted
 
 
-def _overloaded(message: str) -> Overloaded:
-    return Overloaded(message, headers={"Retry-After": "1"})
+def spent_of(entry: Entry) -> Spent:
+    """What a terminal entry came to, in tokens and nano-USD rounded up."""
+    return Spent(entry.total_tokens, 0 if entry.cost is None else nano_usd(entry.cost))
+
+
+def _refuse_unpriced(model: str, limits: tuple[Matched, ...]) -> None:
+    budget = next((one.limit for one in limits if one.limit.meter == "cost" and one.limit.action == "refuse"), None)
+    if budget is not None:
+        raise ModelNotAllowed(
+            f"The model {model!r} has no price, so the budget {budget.label!r} cannot be kept with it: "
+            "use another model, or ask for a price to be configured.",
+            param="model",
+        )

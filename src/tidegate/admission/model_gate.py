@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Literal
 import anyio
 import msgspec
 
-from tidegate.admission.gate import Lease, no_slot_in_time, queue_is_full
+from tidegate.admission.slots import Lease, SlotAsk, no_slot_in_time, queue_is_full
 from tidegate.errors import Unavailable
 
 SOCKET_NAME = "model.sock"
@@ -87,7 +86,7 @@ class ModelGate:
         return self._waiting
 
     @asynccontextmanager
-    async def hold(self, entry_id: uuid.UUID, *, deadline_s: float | None) -> AsyncIterator[Lease]:  # noqa: ARG002 - of the protocol
+    async def hold(self, ask: SlotAsk, *, deadline_s: float | None) -> AsyncIterator[Lease]:  # noqa: ARG002 - of the protocol
         began = time.perf_counter()
         try:
             connection = socket.socket(socket.AF_UNIX)

@@ -1,79 +1,186 @@
-"""The slots of one upstream in this process: a count, and a bounded first-in-first-out queue with a deadline.
+"""The slots of an upstream, as an attempt asks for them.
 
-A slot that is given back goes to the next in the queue in the same step, without an await between: none is ever lost
-or granted twice, however requests are cancelled.
+`Slots` is one upstream's concurrency. A slot is held by a `Lease` and given back in one place, by leaving the lease's
+context, however the request ended. Waiting is fair between keys, bounded in length and by a deadline.
 """
 
 import asyncio
+import math
 import time
 import uuid
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol
 
-from tidegate.admission.gate import Lease, no_slot_in_time, queue_is_full
+import msgspec
+
+from tidegate.admission.checks import Reserve
+from tidegate.admission.steps import Steps
+from tidegate.admission.store import UNDO, Seat, Spent
+from tidegate.errors import Overloaded
+from tidegate.limits.values import Matched
+from tidegate.storage.redis import upstream_tag
 
 
-class ProcessSlots:
-    """Implements `Slots` in memory.
+@dataclass(slots=True)
+class SlotAsk:
+    """An attempt that wants a slot. `flow` is whose turn it is when several wait: a key, else a user.
 
-    >>> slots = ProcessSlots("openai", limit=64, queue_length=1000, queue_deadline_s=10)
-    >>> async with slots.hold(entry_id, deadline_s=None) as lease: ...
+    `limits` are the upstream's own, besides its slots. `spent` says at the end what the attempt came to; `UNDO` where
+    it never reached the upstream. `place`, set while it waits, asks for its place in the queue.
     """
 
-    def __init__(self, upstream: str, *, limit: int, queue_length: int, queue_deadline_s: float) -> None:
-        self._upstream = upstream
-        self._limit = limit
-        self._queue_length = queue_length
-        self._queue_deadline_s = queue_deadline_s
-        self._in_use = 0
-        self._queue: deque[asyncio.Future[None]] = deque()
+    entry_id: uuid.UUID
+    n: int = 1
+    flow: str = ""
+    weight: int = 1
+    reserve: Reserve = field(default_factory=Reserve)
+    limits: tuple[Matched, ...] = ()
+    spent: Callable[[], Spent] = lambda: UNDO
+    place: Callable[[], Awaitable[int]] | None = None
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """One slot of one upstream, held. `base_url` and `api_key` are set where the slot says where to call."""
+
+    upstream: str
+    waited_s: float
+    base_url: str | None = None
+    api_key: str | None = None
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Lease(upstream={self.upstream!r}, waited_s={self.waited_s!r}, base_url={self.base_url!r})"
+
+
+class Slots(Protocol):
+    def hold(self, ask: SlotAsk, *, deadline_s: float | None) -> AbstractAsyncContextManager[Lease]:
+        """Waits for a slot for at most `deadline_s` (None: the queue's own deadline), holds it, gives it back at exit.
+
+        Raises `Overloaded` where the queue is full or the deadline passed, `RateLimitExceeded` where a limit of the
+        upstream is reached, `Unavailable` where what it guards is down. Cancelled while waiting, it leaves at once.
+        """
+        ...
 
     @property
     def in_use(self) -> int:
-        return self._in_use
+        """Slots that are held now, as this process knows."""
+        ...
 
     @property
     def waiting(self) -> int:
-        return len(self._queue)
+        """Requests that wait now, as this process knows."""
+        ...
 
-    @asynccontextmanager
-    async def hold(self, entry_id: uuid.UUID, *, deadline_s: float | None) -> AsyncIterator[Lease]:  # noqa: ARG002 - of the protocol
-        waited_s = 0.0
-        if self._in_use < self._limit and not self._queue:
-            self._in_use += 1
-        else:
-            began = time.perf_counter()
-            await self._wait(self._queue_deadline_s if deadline_s is None else deadline_s)
-            waited_s = time.perf_counter() - began
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """An upstream's slots and its queue, of the whole deployment."""
+
+    slots: int
+    queue_length: int
+    queue_deadline_s: float
+
+
+class StoreSlots:
+    """Implements `Slots` over the gate's store.
+
+    >>> slots = StoreSlots(steps, "openai", Capacity(slots=64, queue_length=1000, queue_deadline_s=10))
+    >>> async with slots.hold(ask, deadline_s=None) as lease: ...
+    """
+
+    def __init__(self, steps: Steps, upstream: str, capacity: Capacity) -> None:
+        self._steps = steps
+        self._upstream = upstream
+        self._tag = upstream_tag(upstream)
+        self._capacity = capacity
+
+    @property
+    def in_use(self) -> int:
+        return self._steps.desk.standing(self._tag)[0]
+
+    @property
+    def waiting(self) -> int:
+        return self._steps.desk.standing(self._tag)[1]
+
+    def hold(self, ask: SlotAsk, *, deadline_s: float | None) -> "_Held":
+        return _Held(self, ask, self._capacity.queue_deadline_s if deadline_s is None else deadline_s)
+
+    async def sit(self, ask: SlotAsk, entry: str, deadline_s: float) -> Lease:
+        """Holds a slot, until `leave`. Raises as `hold` does."""
+        capacity = self._capacity
+        seat = Seat(capacity.slots, capacity.queue_length, ask.flow, ask.weight, max(1, ask.reserve.tokens))
+        began = time.perf_counter()
+        ends_at = asyncio.get_running_loop().time() + deadline_s
+        is_first = True
+        while True:
+            reply = (await self._steps.take(self._tag, entry, ask.limits, ask.reserve, seat)).reply
+            if reply.said == "full":
+                raise queue_is_full(self._upstream, capacity.queue_length, reply.retry_ms)
+            if reply.seat == "held":
+                return Lease(self._upstream, 0.0 if is_first else time.perf_counter() - began)
+            is_first = False
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    if await self._wait(ask, entry):
+                        return Lease(self._upstream, time.perf_counter() - began)
+            except TimeoutError:
+                raise no_slot_in_time(self._upstream, deadline_s, reply.retry_ms) from None
+            # Its ticket was lost, with its store or for want of an answer in time: it takes another.
+            self.leave(entry, UNDO)
+
+    def leave(self, entry: str, spent: Spent) -> None:
+        """Gives back what an entry has here: its slot, its place in the queue, or nothing."""
+        self._steps.desk.release(self._tag, entry, spent)
+
+    async def _wait(self, ask: SlotAsk, entry: str) -> bool:
+        """Waits in the queue. True with the slot held, False where the ticket was lost."""
+        desk = self._steps.desk
+        ask.place = lambda: desk.place(self._tag, entry)
         try:
-            yield Lease(self._upstream, waited_s)
+            return await desk.turn(self._tag, entry) == "held"
         finally:
-            self._give_back()
+            ask.place = None
 
-    async def _wait(self, deadline_s: float) -> None:
-        """Returns with a slot held."""
-        if len(self._queue) >= self._queue_length:
-            raise queue_is_full(self._upstream, self._queue_length)
-        ticket = asyncio.get_running_loop().create_future()
-        self._queue.append(ticket)
+
+class _Held:
+    """One slot from entering to leaving. A class: a generator costs a request 5 µs more."""
+
+    __slots__ = ("_ask", "_deadline_s", "_entry", "_slots")
+
+    def __init__(self, slots: StoreSlots, ask: SlotAsk, deadline_s: float) -> None:
+        self._slots = slots
+        self._ask = ask
+        self._deadline_s = deadline_s
+        self._entry = f"{ask.entry_id.hex}.{ask.n}"
+
+    async def __aenter__(self) -> Lease:
         try:
-            async with asyncio.timeout(deadline_s):
-                await ticket
-        except BaseException as error:
-            if ticket.done() and not ticket.cancelled():
-                self._give_back()
-            elif ticket in self._queue:
-                # Not there: a slot was given back since the cancellation, and passed this ticket by.
-                self._queue.remove(ticket)
-            if isinstance(error, TimeoutError):
-                raise no_slot_in_time(self._upstream, deadline_s) from None
+            return await self._slots.sit(self._ask, self._entry, self._deadline_s)
+        except BaseException:
+            self._slots.leave(self._entry, self._ask.spent())
             raise
 
-    def _give_back(self) -> None:
-        while self._queue:
-            ticket = self._queue.popleft()
-            if not ticket.done():
-                ticket.set_result(None)
-                return
-        self._in_use -= 1
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._slots.leave(self._entry, self._ask.spent())
+
+
+def queue_is_full(upstream: str, length: int, retry_ms: int = 1000) -> Overloaded:
+    """The refusal of who would be one too many in an upstream's queue."""
+    return _overloaded(f"The queue for the upstream {upstream!r} is full ({length} wait). Try again later.", retry_ms)
+
+
+def no_slot_in_time(upstream: str, deadline_s: float, retry_ms: int = 1000) -> Overloaded:
+    """The refusal of who waited to the deadline."""
+    return _overloaded(f"No slot of the upstream {upstream!r} became free within {deadline_s:g} s.", retry_ms)
+
+
+def _overloaded(message: str, retry_ms: int) -> Overloaded:
+    retry_ms = max(1000, retry_ms)
+    return Overloaded(
+        message, headers={"Retry-After": str(math.ceil(retry_ms / 1000)), "retry-after-ms": str(retry_ms)}
+    )

@@ -32,6 +32,11 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     output: int = 0
     reasoning: int = 0
 
+    @property
+    def total(self) -> int:
+        """All classes together."""
+        return self.input + self.cached_input + self.cache_write + self.cache_write_1h + self.output + self.reasoning
+
     def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(
             input=self.input + other.input,
@@ -104,7 +109,11 @@ class OpenEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, kw_only=True):
-    """A terminal ledger entry, whole: the contract's fields, with its attempts."""
+    """A terminal ledger entry, whole: the contract's fields, with its attempts.
+
+    `cache` is `hit` or `miss`, None where no cache was asked. A hit has no attempts, costs 0, and says in `units` what
+    it saved: tokens, and `saved_cost` in nano-USD where that is known.
+    """
 
     entry_id: uuid.UUID
     schema: int = SCHEMA
@@ -144,6 +153,18 @@ class Entry(msgspec.Struct, kw_only=True):
     ended_at: datetime
     attempts: list[Attempt]
 
+    @property
+    def total_tokens(self) -> int:
+        """All classes together."""
+        return (
+            self.input_tokens
+            + self.cached_input_tokens
+            + self.cache_write_tokens
+            + self.cache_write_1h_tokens
+            + self.output_tokens
+            + self.reasoning_tokens
+        )
+
 
 class Ending(msgspec.Struct, kw_only=True):
     """How a request ended: what `close_entry` needs beside the open record and the attempts."""
@@ -155,12 +176,17 @@ class Ending(msgspec.Struct, kw_only=True):
     upstream: str | None = None
     queue_ms: int | None = None
     ttft_ms: int | None = None
+    cache: str | None = None
+    units: dict[str, int] = msgspec.field(default_factory=dict)
     ended_at: datetime
 
 
 def close_entry(opened: OpenEntry, attempts: list[Attempt], ending: Ending) -> Entry:
     """The terminal entry of an open one. Sums are the attempts' sums; the cost is null where any part is unpriced."""
     costs = [attempt.cost for attempt in attempts]
+    if ending.cache == "hit":
+        # Nothing was called, and that is what it cost.
+        costs = [Decimal(0)]
     versions = [attempt.price_version for attempt in attempts if attempt.price_version]
     sources = [attempt.usage_source for attempt in attempts]
     return Entry(
@@ -180,14 +206,14 @@ def close_entry(opened: OpenEntry, attempts: list[Attempt], ending: Ending) -> E
         status=ending.status,
         error_code=ending.error_code,
         finish_reason=ending.finish_reason,
-        cache=None,
+        cache=ending.cache,
         input_tokens=sum(attempt.input_tokens for attempt in attempts),
         cached_input_tokens=sum(attempt.cached_input_tokens for attempt in attempts),
         cache_write_tokens=sum(attempt.cache_write_tokens for attempt in attempts),
         cache_write_1h_tokens=sum(attempt.cache_write_1h_tokens for attempt in attempts),
         output_tokens=sum(attempt.output_tokens for attempt in attempts),
         reasoning_tokens=sum(attempt.reasoning_tokens for attempt in attempts),
-        units={},
+        units=ending.units,
         usage_source=max(sources, key=_STRENGTH.__getitem__, default="none"),
         reserved_cost=opened.reserved_cost,
         cost=None if None in costs or not costs else sum((c for c in costs if c is not None), Decimal(0)),

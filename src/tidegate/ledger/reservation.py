@@ -5,7 +5,7 @@ whoever calls it and however often. No database is touched here: the journal is,
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ _RECOVER_EVERY_S = 5.0
 _MOST_RECOVER_BACK_OFF_S = 60.0
 
 Recover = Callable[[Path, EntryStore, datetime], Awaitable[int]]
+Recovered = Callable[[Sequence[Entry]], Awaitable[None]]
 
 log = get_logger(__name__)
 
@@ -88,6 +89,22 @@ class Reservation:
         return self.entry
 
 
+async def nobody_waits(entries: Sequence[Entry]) -> None:
+    """Hears of recovered entries, and has nothing to do with them."""
+
+
+class _DeadEntries:
+    """An `EntryStore` for what dead writers left: it is inserted, then told."""
+
+    def __init__(self, store: EntryStore, recovered: Recovered) -> None:
+        self._store = store
+        self._recovered = recovered
+
+    async def insert(self, entries: Sequence[Entry]) -> None:
+        await self._store.insert(entries)
+        await self._recovered(entries)
+
+
 class Ledger:
     """This process's side of the ledger: its journal, and the tasks that follow it.
 
@@ -101,9 +118,11 @@ class Ledger:
         store: EntryStore,
         *,
         recovering: Recover = recover,
+        recovered: Recovered = nobody_waits,
     ) -> None:
         self._root = root
         self._store = store
+        self._dead = _DeadEntries(store, recovered)
         self._recovering = recovering
         self._journal = Journal.create(root)
         self._drain = Drain(self._journal, store)
@@ -132,9 +151,14 @@ class Ledger:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, root: Path, store: EntryStore, *, finish_within_s: float = 5.0) -> AsyncIterator["Ledger"]:
-        """The ledger with its tasks; at the end the journal is drained before it is left."""
-        ledger = cls(root, store)
+    async def running(
+        cls, root: Path, store: EntryStore, *, recovered: Recovered = nobody_waits, finish_within_s: float = 5.0
+    ) -> AsyncIterator["Ledger"]:
+        """The ledger with its tasks; at the end the journal is drained before it is left.
+
+        `recovered` hears of dead writers' entries, once they are in the database.
+        """
+        ledger = cls(root, store, recovered=recovered)
         tasks = [asyncio.create_task(task) for task in (ledger._drain.run(), ledger._progress(), ledger._recover())]
         try:
             yield ledger
@@ -158,7 +182,7 @@ class Ledger:
         failed = False
         while True:
             try:
-                interrupted = await self._recovering(self._root, self._store, utc_now())
+                interrupted = await self._recovering(self._root, self._dead, utc_now())
                 pause_s, failed = _RECOVER_EVERY_S, False
                 if interrupted:
                     log.warning("journal_recovered", interrupted=interrupted)

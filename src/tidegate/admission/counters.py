@@ -1,0 +1,282 @@
+"""The three counters of a limit, in memory. The Redis store's script does the same to its hashes.
+
+A counter is taken from (`take`), may be taken more from (`more`), and is told the end of what was taken (`end`): what
+it came to, or None where all is to be as if it had never been.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from tidegate.admission.store import ALERT_LEVELS, BUCKETS, Check
+
+# So long, and at most twice as long, is it known which entries a counter of money has counted.
+COUNTED_MS = 600_000
+# How long it takes a slot to come free, as far as anybody knows.
+FIRST_RETRY_MS = 1_000
+NEVER_MS = -1
+# The window after one that is known begins at nothing, for so long after its end.
+KEPT_MS = 86_400_000
+
+
+class Taken(msgspec.Struct, gc=False):
+    """What an entry has of one counter. A sliding one: `n` in `bucket`; `gone` has left the window since."""
+
+    check: Check
+    n: int
+    bucket: int = 0
+    gone: int = 0
+
+
+class Counter(Protocol):
+    is_known: bool
+
+    def suits(self, check: Check) -> bool:
+        """Whether the check means this counter, in this window."""
+        ...
+
+    def value(self, now_ms: int) -> int:
+        """What is used and reserved."""
+        ...
+
+    def take(self, n: int, now_ms: int) -> int:
+        """Counts `n`. Returns where it was counted."""
+        ...
+
+    def more(self, taken: Taken, n: int, now_ms: int) -> None:
+        """Counts `n` more of what was taken, and notes it there."""
+        ...
+
+    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int) -> bool:
+        """What was taken came to `came_to`, None: to nothing at all. Whether something was spent by it."""
+        ...
+
+    def room_in_ms(self, now_ms: int, needed: int) -> int:
+        """When `needed` more than now may be free. `NEVER_MS` where time does not help."""
+        ...
+
+    def passed(self, amount: int, value: int, now_ms: int) -> int:
+        """The alert level that `value` passed just now, told once a window; 0 for none."""
+        ...
+
+    def is_idle(self, now_ms: int) -> bool:
+        """Whether it can be forgotten."""
+        ...
+
+
+class Sliding:
+    """What was taken in the last window. Never more than `amount` in any window, nor less than 60/61 of it.
+
+    Buckets are a sixtieth of the window; one more than sixty are counted, since the oldest is half gone.
+    """
+
+    __slots__ = ("_buckets", "_oldest", "_told_at", "_total", "_width_ms", "is_known")
+
+    def __init__(self, width_s: int) -> None:
+        self.is_known = True
+        self._width_ms = width_s * 1000
+        self._total = 0
+        self._buckets: dict[int, int] = {}
+        self._oldest = 0
+        self._told_at: int | None = None
+
+    def suits(self, check: Check) -> bool:
+        return check.kind == "sliding" and check.width_s * 1000 == self._width_ms
+
+    def value(self, now_ms: int) -> int:
+        if now_ms // self._width_ms - BUCKETS != self._oldest:
+            self._sweep(now_ms)
+        return self._total
+
+    def take(self, n: int, now_ms: int) -> int:
+        bucket = now_ms // self._width_ms
+        if bucket - BUCKETS != self._oldest:
+            self._sweep(now_ms)
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + n
+        self._total += n
+        return bucket
+
+    def more(self, taken: Taken, n: int, now_ms: int) -> None:
+        self._sweep(now_ms)
+        if taken.bucket in self._buckets:
+            self._adjust(taken.bucket, n)
+            taken.n += n
+        else:
+            # What it took at first has left the window: the rest is counted where it is asked for.
+            taken.gone += taken.n
+            taken.n, taken.bucket = n, self.take(n, now_ms)
+
+    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int) -> bool:  # noqa: ARG002 - of the protocol
+        # Only what this entry has in its bucket is its to give back.
+        more = -taken.n if came_to is None else max(-taken.n, came_to - taken.gone - taken.n)
+        if more:
+            self._adjust(taken.bucket, more)
+        return False
+
+    def room_in_ms(self, now_ms: int, needed: int) -> int:
+        freed = 0
+        for bucket in sorted(self._buckets):
+            freed += self._buckets[bucket]
+            if freed >= needed:
+                return (bucket + BUCKETS + 1) * self._width_ms - now_ms
+        return (BUCKETS + 1) * self._width_ms
+
+    def passed(self, amount: int, value: int, now_ms: int) -> int:
+        bucket = now_ms // self._width_ms
+        if value < amount or (self._told_at is not None and bucket - self._told_at <= BUCKETS):
+            return 0
+        self._told_at = bucket
+        return ALERT_LEVELS[-1]
+
+    def is_idle(self, now_ms: int) -> bool:
+        self._sweep(now_ms)
+        told_at = self._told_at
+        return not self._buckets and (told_at is None or now_ms // self._width_ms - told_at > BUCKETS)
+
+    def _adjust(self, bucket: int, n: int) -> None:
+        known = self._buckets.get(bucket)
+        if known is not None:
+            n = max(n, -known)
+            self._buckets[bucket] = known + n
+            self._total += n
+
+    def _sweep(self, now_ms: int) -> None:
+        bucket = now_ms // self._width_ms
+        if self._oldest > bucket or bucket - BUCKETS - self._oldest > BUCKETS:
+            # All of it is older than the window, or the clock went back by more than one.
+            self._buckets.clear()
+            self._total = 0
+            self._told_at = None
+        elif self._oldest < bucket - BUCKETS:
+            for old in range(self._oldest, bucket - BUCKETS):
+                self._total -= self._buckets.pop(old, 0)
+        else:
+            return
+        self._oldest = bucket - BUCKETS
+
+
+@dataclass(slots=True)
+class Calendar:
+    """What was used and is reserved between two instants. Not known before it was seeded from the ledger.
+
+    `unsettled` are entries that ended before that: whether the ledger's sum holds them, the seeding says. An entry is
+    counted once: those that were counted, by itself or in the sum, are known for a while.
+    """
+
+    starts: int = 0
+    ends: int = 0
+    used: int = 0
+    reserved: int = 0
+    is_known: bool = False
+    told: int = 0
+    unsettled: dict[str, int] = field(default_factory=dict)
+    # By generations of `COUNTED_MS`: this one and the one before.
+    _counted: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
+    _generation: int = 0
+
+    def suits(self, check: Check) -> bool:
+        return check.kind == "calendar" and self.starts == check.starts and self.ends == check.ends
+
+    def roll(self, check: Check) -> None:
+        """Makes this the check's window: the next one begins at nothing, any other has to be seeded."""
+        self.is_known = self.is_known and 0 < self.ends <= check.starts
+        self.starts, self.ends = check.starts, check.ends
+        self.used = self.reserved = self.told = 0
+        self.unsettled.clear()
+
+    def value(self, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
+        return self.used + self.reserved
+
+    def take(self, n: int, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
+        self.reserved += n
+        return 0
+
+    def more(self, taken: Taken, n: int, now_ms: int) -> None:  # noqa: ARG002 - of the protocol
+        self.reserved += n
+        taken.n += n
+
+    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int) -> bool:
+        self.reserved = max(0, self.reserved - taken.n)
+        if came_to is None:
+            return False
+        if not self.is_known:
+            self.unsettled[entry] = came_to
+            return False
+        if self.has_counted(entry, now_ms):
+            return False
+        self._counted[0].add(entry)
+        self.used += came_to
+        return True
+
+    def has_counted(self, entry: str, now_ms: int) -> bool:
+        generation = now_ms // COUNTED_MS
+        if generation != self._generation:
+            before = self._counted[0] if generation == self._generation + 1 else set()
+            self._counted, self._generation = (set(), before), generation
+        return entry in self._counted[0] or entry in self._counted[1]
+
+    def seed(self, used: int, seen: tuple[str, ...], now_ms: int) -> None:
+        self.has_counted("", now_ms)
+        in_sum = set(seen)
+        unseen = {entry: n for entry, n in self.unsettled.items() if entry not in in_sum}
+        self._counted[0].update(seen, unseen)
+        self.used = used + sum(unseen.values())
+        self.unsettled.clear()
+        self.is_known = True
+        self.told = 0
+
+    def room_in_ms(self, now_ms: int, needed: int) -> int:  # noqa: ARG002 - of the protocol
+        return max(1, self.ends * 1000 - now_ms) if self.ends else NEVER_MS
+
+    def passed(self, amount: int, value: int, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
+        level = max((level for level in ALERT_LEVELS if value * 100 >= level * amount), default=0)
+        if level <= self.told:
+            return 0
+        self.told = level
+        return level
+
+    def is_idle(self, now_ms: int) -> bool:
+        self.has_counted("", now_ms)
+        return bool(self.ends) and self.ends * 1000 + KEPT_MS < now_ms
+
+
+class InUse:
+    """Slots that are held."""
+
+    __slots__ = ("_n", "is_known")
+
+    def __init__(self) -> None:
+        self.is_known = True
+        self._n = 0
+
+    def suits(self, check: Check) -> bool:
+        return check.kind == "held"
+
+    def value(self, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
+        return self._n
+
+    def take(self, n: int, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
+        self._n += n
+        return 0
+
+    def more(self, taken: Taken, n: int, now_ms: int) -> None: ...
+
+    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int) -> bool:  # noqa: ARG002 - of the protocol
+        self._n = max(0, self._n - taken.n)
+        return False
+
+    def room_in_ms(self, now_ms: int, needed: int) -> int:  # noqa: ARG002 - of the protocol
+        return FIRST_RETRY_MS
+
+    def passed(self, amount: int, value: int, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
+        return 0
+
+    def is_idle(self, now_ms: int) -> bool:  # noqa: ARG002 - of the protocol
+        return not self._n
+
+
+def new_counter(check: Check) -> Counter:
+    if check.kind == "sliding":
+        return Sliding(check.width_s)
+    return Calendar(check.starts, check.ends) if check.kind == "calendar" else InUse()

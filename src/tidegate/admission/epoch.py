@@ -1,0 +1,79 @@
+"""Which life the shared store is in. A store that was restarted, emptied or restored knows less than its workers do.
+
+A life is the server's run, and a mark that is set where there is none: an emptied store (FLUSHALL) has lost it. The
+database remembers the life. When it changes, money is not seeded before every worker had the time to declare what it
+holds: it looks every second, and declares at once. A store that was never seen before has nothing to lose.
+"""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from tidegate.admission.models import StoreEpoch
+from tidegate.admission.store import RENEW_EVERY_S
+from tidegate.storage.database import Database
+from tidegate.storage.pipeline import PipelinedRedis, StoreGone
+from tidegate.storage.redis import DEPLOYMENT_TAG, key
+
+SETTLE_S = RENEW_EVERY_S + 1
+_NAME = "shared"
+
+Life = Callable[[], Awaitable[str]]
+
+
+def life_of(pipe: PipelinedRedis, prefix: str) -> Life:
+    """Asks Redis which life it is in. What it gives raises `StoreGone` and `ScriptError`."""
+    mark = key(prefix, DEPLOYMENT_TAG, "life")
+
+    async def life() -> str:
+        run_id = pipe.run_id
+        if run_id is None:
+            raise StoreGone("not connected")
+        marked = pipe.send("SET", mark, secrets.token_hex(8), "NX")
+        found: bytes = await pipe.send("GET", mark)
+        await marked
+        return f"{run_id}@{found.decode()}"
+
+    return life
+
+
+class Epoch:
+    """`may_seed` is asked by the seeder, `look` is called now and then."""
+
+    def __init__(self, database: Database, life: Life) -> None:
+        self._database = database
+        self._life = life
+        self._known: str | None = None
+        self._settled_at = float("inf")
+
+    async def may_seed(self) -> bool:
+        """Whether every worker has declared what it holds, as far as is known. Raises what `look` raises."""
+        await self.look()
+        return time.monotonic() >= self._settled_at
+
+    async def look(self) -> bool:
+        """Learns the store's life, or tells the database of a new one. Whether it is new to this worker.
+
+        Raises what the store and the database raise.
+        """
+        life = await self._life()
+        if life == self._known:
+            return False
+        now = datetime.now(UTC)
+        async with self._database.transaction() as session:
+            first = {"name": _NAME, "run_id": life, "changed_at": now - timedelta(days=1)}
+            insert = sqlite.insert if self._database.dialect_name == "sqlite" else postgresql.insert
+            await session.execute(insert(StoreEpoch).values(first).on_conflict_do_nothing())
+            changed = update(StoreEpoch).where(StoreEpoch.name == _NAME, StoreEpoch.run_id != life)
+            await session.execute(changed.values(run_id=life, changed_at=now))
+            changed_at = (
+                await session.execute(select(StoreEpoch.changed_at).where(StoreEpoch.name == _NAME))
+            ).scalar_one()
+        since_s = min(SETTLE_S, max(0.0, (now - changed_at).total_seconds()))
+        self._settled_at = time.monotonic() + SETTLE_S - since_s
+        self._known = life
+        return True

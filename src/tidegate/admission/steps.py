@@ -1,0 +1,129 @@
+"""One step into a tag, from limits to the answer: checks in the store's own windows, seeding, and the refusal.
+
+What a caller is told of a refusal is made here: which limit, how much, and when to come again.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from tidegate.admission.checks import Reserve, check_of
+from tidegate.admission.desk import Desk
+from tidegate.admission.headers import limit_headers
+from tidegate.admission.store import Asked, Check, Reply, Seat
+from tidegate.errors import InsufficientQuota, RateLimitExceeded, TidegateError, Unavailable
+from tidegate.limits.values import Limit, Matched, written_amount
+
+_TRIES = 4
+_MOST_WATCHED = 10_000
+
+
+class Seeder(Protocol):
+    async def seed(self, tag: str, matched: Matched, check: Check) -> bool:
+        """Gives a counter the ledger's sum. False where that cannot be done now."""
+        ...
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A step that was taken, or whose queue is full: what was asked, and what the store said."""
+
+    checks: tuple[Check, ...]
+    reply: Reply
+
+
+class Steps:
+    """Takes steps for one worker.
+
+    >>> taken = await steps.take("w:…", entry, matched, Reserve(tokens=900, cost=1_200_000))
+    """
+
+    def __init__(self, desk: Desk, seeder: Seeder, *, clock: Callable[[], float] = time.time) -> None:
+        self.desk = desk
+        self._seeder = seeder
+        self._clock = clock
+        # How far the store's clock is ahead of ours. It decides which calendar window it is.
+        self._ahead_s = 0.0
+        self._watched: dict[str, Limit] = {}
+
+    def limit_of(self, counter: str) -> Limit | None:
+        """The limit of a counter that alerts, where this worker met it."""
+        return self._watched.get(counter)
+
+    async def take(
+        self, tag: str, entry: str, limits: Sequence[Matched], reserve: Reserve, seat: Seat | None = None
+    ) -> Taken:
+        """Takes what every limit asks for, and the seat. Raises `RateLimitExceeded` and `Unavailable`.
+
+        A `full` queue is an answer, not an error: whose it is says it better.
+        """
+        unjudged: tuple[int, ...] = ()
+        for _ in range(_TRIES):
+            now_s = self._clock() + self._ahead_s
+            checks = tuple([check_of(one, reserve, now_s) for one in limits]) if limits else ()
+            self._watch(limits, checks)
+            reply = await self.desk.take(tag, Asked(entry, checks, seat), unjudged=unjudged)
+            match reply.said:
+                case "taken" | "full":
+                    return Taken(checks, reply)
+                case "refused":
+                    raise refusal_of(limits, checks, reply)
+                case "clock":
+                    self._ahead_s = reply.now_ms / 1000 - self._clock()
+                case "unseeded":
+                    unjudged = tuple(sorted({*unjudged, *await self._unseedable(tag, limits, checks, reply)}))
+        raise Unavailable(
+            "The limits of this request could not be checked. Try again in a few seconds.",
+            headers={"Retry-After": "2"},
+        )
+
+    def _watch(self, limits: Sequence[Matched], checks: tuple[Check, ...]) -> None:
+        for one, check in zip(limits, checks, strict=True):
+            if check.alerts and self._watched.get(check.counter) is not one.limit:
+                self._watched.pop(check.counter, None)
+                self._watched[check.counter] = one.limit
+                if len(self._watched) > _MOST_WATCHED:
+                    del self._watched[next(iter(self._watched))]
+
+    async def _unseedable(
+        self, tag: str, limits: Sequence[Matched], checks: tuple[Check, ...], reply: Reply
+    ) -> tuple[int, ...]:
+        """Seeds what the store does not know. Returns what cannot be seeded now: it is judged without the store."""
+        seeded = await asyncio.gather(*(self._seeder.seed(tag, limits[at], checks[at]) for at in reply.unseeded))
+        return tuple(at for at, is_seeded in zip(reply.unseeded, seeded, strict=True) if not is_seeded)
+
+
+def refusal_of(limits: Sequence[Matched], checks: Sequence[Check], reply: Reply) -> TidegateError:
+    """What the caller is told: the limit that refuses longest."""
+    limit, check = limits[reply.at].limit, checks[reply.at]
+    headers = {}
+    if reply.retry_ms > 0:
+        headers["Retry-After"] = str(math.ceil(reply.retry_ms / 1000))
+        headers["retry-after-ms"] = str(reply.retry_ms)
+    if len(reply.used) == len(checks):
+        headers |= limit_headers(limits, checks, reply.used, reply.now_ms)
+    amount = written_amount(limit.meter, limit.amount)
+    if limit.meter == "cost":
+        span = "in all" if limit.window == "total" else f"a {limit.window}"
+        return InsufficientQuota(
+            f"The budget {limit.label!r} of {amount} USD {span} has no room for this request: "
+            "ask for less (max_tokens), or for a larger budget.",
+            headers=headers,
+        )
+    if limit.meter == "concurrency":
+        what = f"{amount} requests at once"
+    else:
+        what = f"{amount} {limit.meter} " + ("in all" if limit.window == "total" else f"a {limit.window}")
+    message = f"The limit {limit.label!r} of {what} is reached."
+    if check.take > limit.amount:
+        message = (
+            f"This request takes {check.take} {limit.meter}, more than the limit {limit.label!r} of {what} allows."
+        )
+        headers.pop("Retry-After", None)
+        headers.pop("retry-after-ms", None)
+    elif reply.retry_ms > 0:
+        message += f" Try again in {math.ceil(reply.retry_ms / 1000)} s."
+    return RateLimitExceeded(message, headers=headers)

@@ -1,0 +1,145 @@
+"""One worker's process that asks the gate's Redis store: `python -m tests.support.gate_racer URL PREFIX WORKER JOB`.
+
+It says `ready`, waits for a line, does its job, and says what came of it as a line of JSON. `Racers` runs several.
+"""
+
+import asyncio
+import contextlib
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from tidegate.admission.redis_store import RedisStore, script_source
+from tidegate.admission.store import Asked, Check, Seat, Spent
+from tidegate.storage.pipeline import PipelinedRedis
+
+ROOT = Path(__file__).resolve().parents[2]
+WITHIN_S = 60
+BUDGET = Check("budget", "calendar", "cost", 10_000, 130)
+MINUTE = Check("minute", "sliding", "requests", 50, 1)
+SLOTS = Check("slots", "held", "concurrency", 5, 1)
+SEAT = Seat(4, 2, "flow")
+ASKING_S = 6.0
+
+
+@dataclass
+class Racers:
+    """Several such processes, that begin at once. `pids` are killed by their number alone."""
+
+    processes: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    @classmethod
+    @contextlib.contextmanager
+    def ready(cls, url: str, prefix: str, jobs: list[str]) -> Iterator[Self]:
+        """Ends with all of them dead."""
+        racers = cls()
+        try:
+            for at, job in enumerate(jobs):
+                command = [sys.executable, "-m", "tests.support.gate_racer", url, prefix, f"racer-{at}", job]
+                racers.processes.append(
+                    subprocess.Popen(
+                        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                    )
+                )
+            for process in racers.processes:
+                racers.line(process)
+            yield racers
+        finally:
+            for process in racers.processes:
+                process.kill()
+                process.communicate(timeout=WITHIN_S)
+
+    def begin(self) -> None:
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+
+    def line(self, process: "subprocess.Popen[str]") -> Any:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"racer ended with {process.wait(WITHIN_S)}"
+        return json.loads(line)
+
+    def results(self) -> list[Any]:
+        return [self.line(process) for process in self.processes]
+
+
+class Racer:
+    def __init__(self, pipe: PipelinedRedis, prefix: str, worker: str) -> None:
+        self.store = RedisStore(pipe, prefix, told=lambda *_: None, alerted=lambda *_: None)
+        self._pipe = pipe
+        self._prefix = prefix
+        self._worker = worker
+        self._random = random.Random(worker)
+
+    async def cent(self) -> dict[str, Any]:
+        """Fifty at once for what is left of a budget; each comes to what it reserved, or less."""
+        names = [f"{self._worker}-{n}" for n in range(50)]
+        replies = await asyncio.gather(*(self.store.take("w:1", self._worker, Asked(n, (BUDGET,))) for n in names))
+        taken = [name for name, reply in zip(names, replies, strict=True) if reply.said == "taken"]
+        spent = 0
+        for name in taken:
+            cost = self._random.randint(0, BUDGET.take)
+            spent += cost
+            self.store.release("w:1", self._worker, name, Spent(0, cost), (BUDGET,))
+        # Answered after those releases, which went out before it.
+        await self.store.place("w:1", self._worker, "nothing")
+        return {"taken": len(taken), "spent": spent, "lost": self.store.lost_releases}
+
+    async def minute(self) -> dict[str, Any]:
+        """Asks for six seconds for a place in a minute."""
+        loop = asyncio.get_running_loop()
+        until, taken, asked = loop.time() + ASKING_S, 0, 0
+        while loop.time() < until:
+            asked += 1
+            reply = await self.store.take("w:2", self._worker, Asked(f"{self._worker}-{asked}", (MINUTE,)))
+            taken += reply.said == "taken"
+            await asyncio.sleep(0.02)
+        return {"taken": taken, "asked": asked}
+
+    async def slots(self) -> dict[str, Any]:
+        """Comes and goes; counts in Redis, beside the gate, how many are inside at once."""
+        most, inside = [0, 0], 0
+        for n in range(150):
+            entry = f"{self._worker}-{n}"
+            caller = await self.store.take("w:3", self._worker, Asked(entry, (SLOTS,)))
+            if caller.said == "taken":
+                most[0] = max(most[0], await self._pipe.send("INCR", f"{self._prefix}:{{count}}:slots"))
+                seat = await self.store.take("u:3", self._worker, Asked(entry, (), SEAT))
+                if seat.seat == "held":
+                    inside += 1
+                    most[1] = max(most[1], await self._pipe.send("INCR", f"{self._prefix}:{{count}}:seats"))
+                    await self._pipe.send("DECR", f"{self._prefix}:{{count}}:seats")
+                self.store.release("u:3", self._worker, entry, Spent())
+                await self._pipe.send("DECR", f"{self._prefix}:{{count}}:slots")
+                self.store.release("w:3", self._worker, entry, Spent())
+        return {"most_slots": most[0], "most_seats": most[1], "inside": inside}
+
+    async def hold(self) -> dict[str, Any]:
+        """Takes what it is to die with, and says so."""
+        seats = [
+            (await self.store.take("u:4", self._worker, Asked(f"{self._worker}-{n}", (SLOTS,), SEAT))).seat
+            for n in range(4)
+        ]
+        return {"seats": seats}
+
+
+async def run(url: str, prefix: str, worker: str, job: str) -> None:
+    async with PipelinedRedis.running(url, client_name=worker, scripts={"gate": script_source()}) as pipe:
+        racer = Racer(pipe, prefix, worker)
+        sys.stdout.write(json.dumps("ready") + "\n")
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.readline)
+        sys.stdout.write(json.dumps(await getattr(racer, job)()) + "\n")
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.readline)
+
+
+if __name__ == "__main__":
+    asyncio.run(run(*sys.argv[1:5]))

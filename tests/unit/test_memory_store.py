@@ -1,0 +1,59 @@
+"""What is the memory store's alone; what both stores promise is in `integration/test_gate_stores*.py`."""
+
+from tidegate.admission.memory_store import MemoryStore
+from tidegate.admission.store import LEASE_MS, Asked, Check, Held, Seat, Spent
+
+START_MS = 1_800_000_000_000
+SLOTS = Check("slots", "held", "concurrency", 4, 1)
+MINUTE = Check("minute", "sliding", "requests", 60, 1)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_ms = START_MS
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+async def test_everyone_who_is_granted_is_told() -> None:
+    told: list[tuple[str, str, str]] = []
+    store = MemoryStore(Clock(), told=lambda *grant: told.append(grant))
+    for worker in ("w1", "w2"):
+        await store.take("u:1", worker, Asked(f"{worker}-e", (), Seat(1, 5)))
+    store.release("u:1", "w1", "w1-e", Spent())
+    assert told == [("w2", "u:1", "w2-e")]
+    assert store.in_use("u:1") == 1
+    assert store.in_use("u:2") == 0
+
+
+async def test_what_is_declared_at_once_is_held() -> None:
+    store = MemoryStore(Clock())
+    presence = store.declared("u:1", "w1", [Held("e1", (SLOTS,), Seat(1, 5))], ())
+    assert (presence.entries, store.in_use("u:1")) == (1, 1)
+    assert (await store.take("u:1", "w2", Asked("e2", (), Seat(1, 5)))).seat == "queued"
+
+
+async def test_tags_and_counters_that_are_not_in_use_are_forgotten() -> None:
+    clock = Clock()
+    store = MemoryStore(clock)
+    for n in range(2_000):
+        tag, minute = f"w:{n}", Check(f"user-{n}", "sliding", "requests", 60, 1)
+        for where, entry in ((tag, "e1"), ("d", f"e{n}")):
+            await store.take(where, "w1", Asked(entry, (minute, SLOTS)))
+            store.release(where, "w1", entry, Spent())
+        clock.now_ms += 1_000
+    assert len(store._tags) < 300
+    assert len(store._tags["d"].counters) < 300
+
+
+async def test_a_limit_that_becomes_another_counts_anew() -> None:
+    clock = Clock()
+    store = MemoryStore(clock)
+    await store.take("w:1", "w1", Asked("e1", (MINUTE,)))
+    as_slots = Check("minute", "held", "concurrency", 1, 1)
+    assert (await store.take("w:1", "w1", Asked("e2", (as_slots,)))).used == (1,)
+    store.release("w:1", "w1", "e1", Spent())
+    assert (await store.take("w:1", "w1", Asked("e3", (as_slots,)))).said == "refused"
+    clock.now_ms += LEASE_MS
+    assert (await store.take("w:1", "w1", Asked("e3", (as_slots,)))).said == "taken"
