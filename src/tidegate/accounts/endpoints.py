@@ -2,15 +2,15 @@
 
 from fastapi import APIRouter, Response
 
-from tidegate.accounts.dependencies import AccessTokensDep, AccountsDep
-from tidegate.accounts.schemas import Login, Me, Token
+from tidegate.accounts.dependencies import AccessTokensDep, AccountsDep, LoginBody
+from tidegate.accounts.schemas import Me, Token
 from tidegate.auth.dependencies import Caller
 
 router = APIRouter(prefix="/auth", tags=["accounts"])
 
 
 @router.post("/login")
-async def login(body: Login, response: Response, accounts: AccountsDep, tokens: AccessTokensDep) -> Token:
+async def login(body: LoginBody, response: Response, accounts: AccountsDep, tokens: AccessTokensDep) -> Token:
     """An access token for an e-mail address and its password."""
     user = await accounts.sign_in(body.email, body.password.get_secret_value())
     response.headers["Cache-Control"] = "no-store"  # RFC 6749, 5.1

@@ -6,19 +6,23 @@ what limits it go on; the old secret ends with it. Whoever needs both for a whil
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.models import ServiceAccount, User, Workspace
-from tidegate.accounts.schemas import NewKey
+from tidegate.accounts.schemas import KeyFields, NewKey
 from tidegate.accounts.service import find_user, find_workspace
 from tidegate.auth.api_keys import GeneratedKey, generate_key, hash_key, prefix_of
 from tidegate.auth.keyring import Keyring
 from tidegate.auth.models import ApiKey
 from tidegate.errors import Conflict, InvalidRequest, NotFound
 from tidegate.ledger.entry import utc_now
+from tidegate.limits.models import LimitRow
+from tidegate.limits.policy import apply_policy, key_limits, policies_of
+from tidegate.limits.service import Changed, nothing_changed
 from tidegate.storage.database import Database
 
 
@@ -31,24 +35,38 @@ class CreatedKey:
     secret: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class AddedKey:
+    """A key of a transaction that is not committed yet."""
+
+    row: ApiKey
+    limits: Sequence[LimitRow]
+    secret: str = field(repr=False)
+
+
 class ApiKeys:
-    """The API keys of a database.
+    """The API keys of a database. `changed` is awaited with a workspace's id after limits of its keys were committed.
 
     >>> created = await ApiKeys(database, keyrings.peppers).create(NewKey(name="search"))
     """
 
-    def __init__(self, database: Database, peppers: Keyring) -> None:
+    def __init__(self, database: Database, peppers: Keyring, changed: Changed = nothing_changed) -> None:
         self._database = database
         self._peppers = peppers
+        self._changed = changed
 
-    async def create(self, new: NewKey) -> CreatedKey:
-        """Raises `NotFound` for an unknown owner or workspace, `InvalidRequest` where those two do not match."""
-        generated = generate_key()
+    async def create(self, new: NewKey, *, made_by_member: bool = False) -> CreatedKey:
+        """A key and its limits, at once; those of a key that a member makes are under the workspace's policies.
+
+        Raises `NotFound` for an unknown owner or workspace, `InvalidRequest` where those two do not match, or where a
+        policy allows less than is asked for.
+        """
         async with self._database.transaction() as session:
             owner = await _owner(session, new)
-            row = key_row(new, owner, generated, self._peppers)
-            session.add(row)
-        return CreatedKey(row.id, generated.prefix, generated.secret)
+            added = await add_key(session, new, owner, self._peppers, made_by_member=made_by_member)
+        if added.limits:
+            await self._changed(added.row.workspace_id)
+        return CreatedKey(added.row.id, added.row.prefix, added.secret)
 
     async def list(self) -> list[Row[ApiKey, Workspace, User | None, ServiceAccount | None]]:
         """Every key with its workspace and owner, the newest first."""
@@ -63,28 +81,63 @@ class ApiKeys:
             return list(await session.execute(query))
 
     async def rotate(self, prefix: str) -> CreatedKey:
-        """A new secret for a key; the old one ends within 5 s. Raises `NotFound`, and `Conflict` for a revoked key."""
-        generated = generate_key()
-        stored = hash_key(generated.secret, self._peppers)
+        """A new secret for a key; the old one ends within a second of the change being told.
+
+        Raises `NotFound`, and `Conflict` for a revoked key.
+        """
         async with self._database.transaction() as session:
-            row = await _find(session, prefix)
-            if row.revoked_at is not None:
-                raise Conflict(f"The API key tg_{row.prefix} was revoked and stays so: create another.")
-            row.prefix = generated.prefix
-            row.secret_hash = stored.secret_hash
-            row.hash_scheme = stored.hash_scheme
-            row.pepper_kid = stored.pepper_kid
-        return CreatedKey(row.id, generated.prefix, generated.secret)
+            row = await find_key(session, prefix)
+            secret = renew(row, self._peppers)
+        return CreatedKey(row.id, row.prefix, secret)
 
     async def revoke(self, prefix: str) -> ApiKey:
-        """Ends a key within 5 s, for good. Twice is once. Raises `NotFound`."""
+        """Ends a key within a second of its being told, for good. Twice is once. Raises `NotFound`."""
         async with self._database.transaction() as session:
-            row = await _find(session, prefix)
+            row = await find_key(session, prefix)
             row.revoked_at = row.revoked_at or utc_now()
         return row
 
 
-def key_row(new: NewKey, owner: User | ServiceAccount, generated: GeneratedKey, peppers: Keyring) -> ApiKey:
+async def add_key(
+    session: AsyncSession,
+    new: KeyFields,
+    owner: User | ServiceAccount,
+    peppers: Keyring,
+    *,
+    made_by_member: bool,
+) -> AddedKey:
+    """Adds a key of this owner and its limits. Raises `InvalidRequest` where a policy allows less than is asked for."""
+    generated = generate_key()
+    row = key_row(new, owner, generated, peppers)
+    session.add(row)
+    await session.flush()
+    limits = new.limits
+    if made_by_member:
+        limits = apply_policy(limits, await policies_of(session, row.workspace_id))
+    rows = key_limits(row.workspace_id, row.id, limits)
+    session.add_all(rows)
+    return AddedKey(row, rows, generated.secret)
+
+
+def renew(row: ApiKey, peppers: Keyring) -> str:
+    """Gives a key a new prefix and secret, and returns the secret. Raises `Conflict` for a revoked key."""
+    require_not_revoked(row)
+    generated = generate_key()
+    stored = hash_key(generated.secret, peppers)
+    row.prefix = generated.prefix
+    row.secret_hash = stored.secret_hash
+    row.hash_scheme = stored.hash_scheme
+    row.pepper_kid = stored.pepper_kid
+    return generated.secret
+
+
+def require_not_revoked(row: ApiKey) -> None:
+    """Raises `Conflict` for a revoked key."""
+    if row.revoked_at is not None:
+        raise Conflict(f"The API key tg_{row.prefix} was revoked and stays so: create another.")
+
+
+def key_row(new: KeyFields, owner: User | ServiceAccount, generated: GeneratedKey, peppers: Keyring) -> ApiKey:
     """The row of a new key: everything but its secret."""
     stored = hash_key(generated.secret, peppers)
     return ApiKey(
@@ -96,9 +149,10 @@ def key_row(new: NewKey, owner: User | ServiceAccount, generated: GeneratedKey, 
         pepper_kid=stored.pepper_kid,
         owner_user_id=owner.id if isinstance(owner, User) else None,
         owner_service_account_id=owner.id if isinstance(owner, ServiceAccount) else None,
-        scopes=sorted(new.scopes),
+        scopes=sorted(set(new.scopes)),
         models=None if new.models is None else list(new.models),
         expires_at=new.expires_at,
+        queue_weight=new.queue_weight,
     )
 
 
@@ -115,13 +169,18 @@ async def _owner(session: AsyncSession, new: NewKey) -> User | ServiceAccount:
             f"{new.owner} does not belong to the workspace {new.workspace!r}: a key belongs to its owner's workspace.",
             param="workspace",
         )
-    if user.disabled_at is not None:
-        raise Conflict(f"The account of {new.owner} is disabled: its keys would be refused.", param="owner")
+    require_enabled(user)
     return user
 
 
-async def _find(session: AsyncSession, prefix: str) -> ApiKey:
-    """The key with this prefix, which may be written with its `tg_`, or as the whole key."""
+def require_enabled(owner: User) -> None:
+    """Raises `Conflict` for a user whose keys would be refused."""
+    if owner.disabled_at is not None:
+        raise Conflict(f"The account of {owner.email} is disabled: its keys would be refused.", param="owner")
+
+
+async def find_key(session: AsyncSession, prefix: str) -> ApiKey:
+    """The key with this prefix, which may be written with its `tg_`, or as the whole key. Raises `NotFound`."""
     bare = prefix_of(prefix) or prefix.removeprefix("tg_")
     row = await session.scalar(select(ApiKey).where(ApiKey.prefix == bare).with_for_update())
     if row is None:

@@ -1,19 +1,35 @@
 """What may be said of users and API keys from outside: every field typed, bounded and strict."""
 
+import re
 import uuid
-from datetime import UTC, datetime
-from typing import Annotated, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, EmailStr, Field, SecretStr
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, SecretStr
 
 from tidegate.auth.passwords import MAXIMUM_CHARACTERS, MINIMUM_CHARACTERS
 from tidegate.auth.principal import Role, Scope
+from tidegate.limits.metered import MeteredAmount
+
+_LONGEST: Final = timedelta(days=36_500)
+# Pydantic would read numbers too, as seconds or milliseconds by their size.
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-]\d\d:\d\d)")
+
+
+def _is_a_moment(value: Any) -> Any:
+    if isinstance(value, datetime) or (isinstance(value, str) and _MOMENT.fullmatch(value)):
+        return value
+    raise ValueError("must be a moment with its offset from UTC, such as 2030-01-31T12:00:00Z")
 
 
 def _is_in_the_future(moment: datetime) -> datetime:
-    if moment <= datetime.now(UTC):
+    now = datetime.now(UTC)
+    if moment <= now:
         raise ValueError("must be in the future")
-    return moment
+    # The last hours of the year 9999 have no UTC that Python can hold.
+    if moment > now + _LONGEST:
+        raise ValueError(f"must be at most {_LONGEST.days} days ahead")
+    return moment.astimezone(UTC)
 
 
 # RFC 5321, 4.5.3.1.3: a path is at most 256 octets, its two brackets included.
@@ -22,7 +38,10 @@ Email = Annotated[EmailStr, Field(max_length=254)]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 NewPassword = Annotated[SecretStr, Field(min_length=MINIMUM_CHARACTERS, max_length=MAXIMUM_CHARACTERS)]
 ModelPattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-Future = Annotated[AwareDatetime, AfterValidator(_is_in_the_future)]
+# JSON has no moments and no tuples: what it has instead is read, though the rest is strict.
+Future = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_is_a_moment), AfterValidator(_is_in_the_future)]
+ScopesOfKey = Annotated[tuple[Scope, ...], Field(min_length=1, max_length=8, strict=False)]
+ModelsOfKey = Annotated[tuple[ModelPattern, ...], Field(min_length=1, max_length=100, strict=False)]
 
 
 class Input(BaseModel):
@@ -43,15 +62,25 @@ class NewUser(Input):
     password: NewPassword | None = None
 
 
-class NewKey(Input):
-    """An API key to create: of the user `owner`, else of a service account made for it in `workspace`."""
+class KeyFields(Input):
+    """What every API key is created with, whoever creates it.
+
+    `limits` are rows of its own. `queue_weight` is its share of an upstream's queue beside other keys.
+    """
 
     name: Name
+    scopes: ScopesOfKey = ("inference",)
+    models: ModelsOfKey | None = None
+    expires_at: Future | None = None
+    limits: Annotated[tuple[MeteredAmount, ...], Field(max_length=32, strict=False)] = ()
+    queue_weight: Annotated[int, Field(ge=1, le=100)] = 1
+
+
+class NewKey(KeyFields):
+    """An API key to create: of the user `owner`, else of a service account made for it in `workspace`."""
+
     owner: Email | None = None
     workspace: Name | None = None
-    scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = ("inference",)
-    models: Annotated[tuple[ModelPattern, ...], Field(min_length=1, max_length=100)] | None = None
-    expires_at: Future | None = None
 
 
 class Token(BaseModel):

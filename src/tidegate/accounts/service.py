@@ -69,7 +69,10 @@ class Accounts:
             return list(await session.execute(query))
 
     async def disable(self, email: str) -> User:
-        """Ends sign-in, access tokens and keys of this user, within 5 s. Twice is once. Raises `NotFound`."""
+        """Ends sign-in, access tokens and keys of this user, within a second of its being told. Twice is once.
+
+        Raises `NotFound`.
+        """
         async with self._database.transaction() as session:
             user = await find_user(session, email)
             user.disabled_at = user.disabled_at or utc_now()

@@ -1,9 +1,10 @@
 """`tidegate keys`: API keys. A secret is printed once, by the command that makes it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Final, TypeVar, cast
 
 import click
 
@@ -15,9 +16,19 @@ from tidegate.auth.models import ApiKey
 from tidegate.cli.database import open_database
 from tidegate.cli.inputs import CommaSeparated, Duration, from_options
 from tidegate.cli.output import moment, print_json, print_table
+from tidegate.limits.metered import MeteredAmount
+from tidegate.limits.values import Meter, Window, exact_amount
 from tidegate.settings import load_settings
+from tidegate.storage.changes import Changes, key_topic, limits_topic
 
 Result = TypeVar("Result")
+
+PERIODS: Final = ("day", "week", "month", "total")
+_METERED: Final[dict[str, tuple[Meter, Window | None]]] = {
+    "rpm": ("requests", "minute"),
+    "tpm": ("tokens", "minute"),
+    "concurrency": ("concurrency", None),
+}
 
 
 @click.group("keys")
@@ -32,12 +43,24 @@ def keys_command() -> None:
 @click.option("--models", type=CommaSeparated(), help="The models, groups or patterns that it is held to. [all]")
 @click.option("--expires", type=Duration(), help="How long it is valid, such as 30d. [for ever]")
 @click.option("--scopes", type=CommaSeparated(), help="Of inference, usage, manage, metrics. [inference]")
+@click.option("--rpm", metavar="N", help="The most requests a minute. [no limit]")
+@click.option("--tpm", metavar="N", help="The most tokens a minute. [no limit]")
+@click.option("--concurrency", metavar="N", help="The most requests at once. [no limit]")
+@click.option("--budget", metavar="USD", help="The most that it may spend, such as 10.00. [no limit]")
+@click.option("--period", type=click.Choice(PERIODS), help="What the budget is for: a calendar's, in UTC. [month]")
+@click.option("--weight", type=click.IntRange(1, 100), help="Its share of a full upstream, beside other keys'. [1]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def create(expires: timedelta | None, as_json: bool, **options: str | tuple[str, ...] | None) -> None:
-    """Create an API key and print it, once."""
+def create(
+    expires: timedelta | None, weight: int | None, as_json: bool, **options: str | tuple[str, ...] | None
+) -> None:
+    """Create an API key and print it, once.
+
+    Its limits are rows of their own, created with it: tidegate limits list --key PREFIX.
+    """
     expires_at = None if expires is None else datetime.now(UTC) + expires
-    new = from_options(NewKey, {**options, "expires_at": expires_at})
-    created = _with_keys(lambda keys: keys.create(new))
+    limits = _limits({name: options.pop(name) for name in ("rpm", "tpm", "concurrency", "budget", "period")})
+    new = from_options(NewKey, {**options, "expires_at": expires_at, "limits": limits, "queue_weight": weight})
+    created = _with_keys(lambda keys, _: keys.create(new))
     _show(created, f"Created the key {new.name!r}", as_json=as_json)
 
 
@@ -45,7 +68,7 @@ def create(expires: timedelta | None, as_json: bool, **options: str | tuple[str,
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_keys(as_json: bool) -> None:
     """List every API key, the newest first. Secrets are not kept, so none is shown."""
-    rows = _with_keys(lambda keys: keys.list())
+    rows = _with_keys(lambda keys, _: keys.list())
     if as_json:
         print_json([_document(key, workspace.name, _owner(user, account)) for key, workspace, user, account in rows])
     elif not rows:
@@ -63,29 +86,63 @@ def list_keys(as_json: bool) -> None:
 def rotate(prefix: str, as_json: bool) -> None:
     """Give a key a new secret and prefix, and print it, once.
 
-    The key keeps its id, owner, models and expiry. The old secret ends within 5 seconds; where both must work for a
+    The key keeps its id, owner, models and expiry. The old secret ends within a second; where both must work for a
     while, create a second key and revoke this one later.
     """
-    _show(_with_keys(lambda keys: keys.rotate(prefix)), "Rotated the key", as_json=as_json)
+
+    async def work(keys: ApiKeys, changes: Changes) -> CreatedKey:
+        rotated = await keys.rotate(prefix)
+        await changes.tell(key_topic(rotated.id))
+        return rotated
+
+    _show(_with_keys(work), "Rotated the key", as_json=as_json)
 
 
 @keys_command.command("revoke")
 @click.argument("prefix")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def revoke(prefix: str, as_json: bool) -> None:
-    """End a key within 5 seconds, for good."""
-    key = _with_keys(lambda keys: keys.revoke(prefix))
+    """End a key within a second, for good."""
+
+    async def work(keys: ApiKeys, changes: Changes) -> ApiKey:
+        revoked = await keys.revoke(prefix)
+        await changes.tell(key_topic(revoked.id))
+        return revoked
+
+    key = _with_keys(work)
     if as_json:
         print_json({"id": key.id, "prefix": key.prefix, "revoked_at": key.revoked_at})
     else:
         click.echo(f"The key {key.name!r} (tg_{key.prefix}) is revoked.")
 
 
-def _with_keys(work: Callable[[ApiKeys], Awaitable[Result]]) -> Result:
+def _limits(options: Mapping[str, object]) -> tuple[MeteredAmount, ...]:
+    """The limits that a key is created with."""
+    period = options["period"]
+    if period is not None and options["budget"] is None:
+        raise click.UsageError("--period: says what a --budget is for, and there is none.")
+    asked = [(name, *_METERED[name], options[name]) for name in _METERED]
+    asked.append(("budget", "cost", cast("Window", period or "month"), options["budget"]))
+    limits = []
+    for name, meter, window, amount in asked:
+        if amount is not None:
+            try:
+                exact_amount(meter, str(amount))
+            except ValueError as error:
+                raise click.UsageError(f"--{name}: {error}.") from None
+            limits.append(MeteredAmount(meter=meter, window=window, amount=str(amount)))
+    return tuple(limits)
+
+
+def _with_keys(work: Callable[[ApiKeys, Changes], Awaitable[Result]]) -> Result:
     async def run() -> Result:
         settings = load_settings()
-        async with open_database(settings) as database:
-            return await work(ApiKeys(database, Keyrings.load(settings).peppers))
+        async with open_database(settings) as database, Changes.publishing(settings) as changes:
+
+            async def limits_changed(workspace_id: uuid.UUID) -> None:
+                await changes.tell(limits_topic(workspace_id))
+
+            return await work(ApiKeys(database, Keyrings.load(settings).peppers, limits_changed), changes)
 
     return asyncio.run(run())
 

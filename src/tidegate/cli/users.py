@@ -13,6 +13,7 @@ from tidegate.cli.database import open_database
 from tidegate.cli.inputs import from_options
 from tidegate.cli.output import moment, print_json, print_table
 from tidegate.settings import Settings, load_settings
+from tidegate.storage.changes import Changes, user_topic
 
 
 @click.group("users")
@@ -63,7 +64,7 @@ def list_users(as_json: bool) -> None:
 @click.argument("email")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def disable(email: str, as_json: bool) -> None:
-    """End a user's sign-in, access tokens and API keys, within 5 seconds."""
+    """End a user's sign-in, access tokens and API keys, within a second."""
     printed = asyncio.run(_disable(load_settings(), email))
     if as_json:
         print_json(printed)
@@ -107,6 +108,7 @@ async def _list(settings: Settings) -> list[dict[str, object]]:
 
 
 async def _disable(settings: Settings, email: str) -> dict[str, object]:
-    async with open_database(settings) as database:
+    async with open_database(settings) as database, Changes.publishing(settings) as changes:
         user = await Accounts(database, Passwords()).disable(email)
+        await changes.tell(user_topic(user.id))
     return {"id": user.id, "email": user.email, "disabled_at": user.disabled_at}

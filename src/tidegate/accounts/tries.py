@@ -1,0 +1,127 @@
+"""How often a sensitive route may be tried: by the account that a request names, and by the address that it came from.
+
+Invariants:
+- A try counts before anything is looked up or hashed, however it ends, and whether or not there is such an account. So
+  a flood costs no password hashing, and a refusal says nothing of who exists.
+- Both counters are judged in one step of the gate's store, in the deployment's tag: all workers share them, and a try
+  that one of them refuses counts in neither.
+- Counters are named by a hash under a secret of the deployment: neither an e-mail nor an address is in a store. They
+  are gone when their window is.
+
+What others did with an account is nobody's to know, so an answer tells of its limit only where that one refuses.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tidegate.admission.desk import Desk
+from tidegate.admission.store import BUCKETS, Asked, Check, Reply, Spent
+from tidegate.errors import RateLimitExceeded
+from tidegate.storage.redis import DEPLOYMENT_TAG
+
+SensitiveName = Literal["login"]
+
+WINDOW_S: Final = 900
+# What one customer of a provider has at least (RFC 6177, 2): its single addresses are as many as anybody wants.
+_IPV6_PREFIX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """The most tries in 15 minutes. `account` is the field of the body that names the account."""
+
+    account: str
+    by_account: int
+    by_address: int
+
+
+SENSITIVE: Final[Mapping[SensitiveName, Most]] = {"login": Most("email", by_account=10, by_address=30)}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Whose try it is: the account as the request writes it, and the client's address where it is known."""
+
+    account: str
+    address: str | None
+
+
+class Tries:
+    """Counts tries for one worker. `secret` is the same in every worker.
+
+    >>> headers = await Tries(admission.desk, keyrings.peppers.current).count("login", Source(email, address))
+    """
+
+    def __init__(self, desk: Desk, secret: bytes) -> None:
+        self._desk = desk
+        self._secret = secret
+
+    async def count(self, name: SensitiveName, source: Source) -> dict[str, str]:
+        """Counts one try. Returns the headers that tell of its limit by address.
+
+        Raises `RateLimitExceeded`, and `Unavailable` where no store can judge and the settings deny then.
+        """
+        most = SENSITIVE[name]
+        by_account, by_address = f"{name}-account", f"{name}-address"
+        checks = (
+            self._check(by_account, source.account.strip().lower(), most.by_account),
+            self._check(by_address, network_of(source.address), most.by_address),
+        )
+        entry = secrets.token_hex(16)
+        reply = await self._desk.take(DEPLOYMENT_TAG, Asked(entry, checks))
+        if reply.said != "taken":
+            raise _refusal((by_account, by_address)[reply.at], checks[reply.at], reply)
+        # Counted, and not undone: nothing is held any longer.
+        self._desk.release(DEPLOYMENT_TAG, entry, Spent())
+        # Nothing is known of them where the mode lets all in.
+        return _headers(by_address, checks[1], checks[1].amount - reply.used[1], WINDOW_S) if reply.used else {}
+
+    def _check(self, label: str, subject: str, amount: int) -> Check:
+        digest = hmac.new(self._secret, f"tries:{label}:{subject}".encode(), hashlib.sha256).hexdigest()
+        return Check(f"{label}:{digest}", "sliding", "requests", amount, 1, width_s=WINDOW_S // BUCKETS)
+
+
+def network_of(address: str | None) -> str:
+    """What is counted as one address: an IPv4 address, or an IPv6 network of 64 bits.
+
+    What is no address is counted as it is written, and all without any as one.
+
+    >>> network_of("2001:db8::1:2"), network_of("::ffff:192.0.2.7")
+    ('2001:db8::/64', '192.0.2.7')
+    """
+    try:
+        known = ipaddress.ip_address(address or "")
+    except ValueError:
+        return address or ""
+    if known.version == 4:
+        return str(known)
+    if known.ipv4_mapped is not None:
+        return str(known.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(known), _IPV6_PREFIX), strict=False))
+
+
+def _refusal(label: str, check: Check, reply: Reply) -> RateLimitExceeded:
+    retry_s = math.ceil(reply.retry_ms / 1000)
+    what = label.rpartition("-")[2]
+    return RateLimitExceeded(
+        f"Too many tries: {check.amount} in {WINDOW_S // 60} minutes for one {what}. Try again in {retry_s} s.",
+        headers={
+            "Retry-After": str(retry_s),
+            "retry-after-ms": str(reply.retry_ms),
+            **_headers(label, check, 0, retry_s),
+        },
+    )
+
+
+def _headers(label: str, check: Check, remaining: int, reset_s: int) -> dict[str, str]:
+    """The IETF draft's two fields, as `admission.headers` writes them for limits that are rows."""
+    return {
+        "RateLimit-Policy": f'"{label}";q={check.amount};w={WINDOW_S}',
+        "RateLimit": f'"{label}";r={max(0, remaining)};t={reset_s}',
+    }
