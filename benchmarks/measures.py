@@ -43,13 +43,17 @@ class Size:
     latency_batch: int = 60
     held_streams: int = 1000
     hang_ups: int = 50
+    gate_rounds: int = 7
+    gate_requests: int = 200
 
     @property
     def stream_models(self) -> tuple[str, str]:
         return f"stream-{SHORT_CHUNKS}-{self.gap_ms}", f"stream-{LONG_CHUNKS}-{self.gap_ms}"
 
 
-QUICK = Size(request_s=1.5, stream_rounds=1, latency_rounds=4, latency_batch=30, hang_ups=20)
+QUICK = Size(
+    request_s=1.5, stream_rounds=1, latency_rounds=4, latency_batch=30, hang_ups=20, gate_rounds=3, gate_requests=100
+)
 
 
 @dataclass

@@ -29,6 +29,12 @@ _ROWS: tuple[tuple[str, str, str, int], ...] = (
     ("CPU a request beside 1,000 streams (µs)", "open-streams", "request_cpu_us", 0),
     ("1,000 hang-ups at once, the last (ms)", "open-streams", "all_closed_ms", 0),
     *((f"hang-up, {phase}, p95 (ms)", f"hang-up {phase}", "p95_ms", 1) for phase in PHASES),
+    ("CPU at the gate, a request (µs)", "gate", "cpu_us", 1),
+    ("  the least of its rounds", "gate", "least_us", 1),
+    ("  its bound", "gate", "bound_us", 0),
+    ("  four PINGs in the place of its steps", "gate", "pings_us", 1),
+    ("Redis' own CPU, a request (µs)", "gate", "redis_cpu_us", 1),
+    ("rounds in which Redis was too slow", "gate", "dropped", 0),
 )
 
 

@@ -2,10 +2,13 @@
 
 The gateway runs as a user runs it with one worker: `tidegate serve` on uvicorn, an API key, the SQLite ledger, the
 journal, its JSON lines to a file. Nothing is switched off for the benchmark; the slots and the limits of its catalogue
-are wide enough not to be what is measured.
+are wide enough not to be what is measured. `gateway` has no limits and no Redis; `gateway_on_redis` is the same with
+Redis, and a key that has four limits, none of which is ever reached.
 """
 
 import asyncio
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,12 +19,14 @@ from pathlib import Path
 
 import psutil
 from tests.support.server import LOOPBACK, GatewayPlan, GatewayProcess, answers, free_port
+from tests.support.services import delete_keys
 from tests.support.waiting import eventually
 
 from benchmarks.client import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 _MODELS = ("small", "hold", "silent", "flood", "stream-2-1")
+_LIMITS = ("--rpm", "100000000", "--tpm", "1000000000000", "--concurrency", "100000", "--budget", "1000000")
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,27 @@ async def bare_proxy(client: str, upstream_port: int, folder: Path) -> AsyncIter
 
 
 @asynccontextmanager
-async def gateway(upstream_port: int, hole_port: int, folder: Path, models: Sequence[str]) -> AsyncIterator[Subject]:
-    """`models` are the upstream's models beside the usual ones; `hole_port` is where no connection is ever made."""
-    plan = GatewayPlan(catalogue=_catalogue(upstream_port, hole_port, (*_MODELS, *models)), drain_s=1)
-    async with GatewayProcess(folder, plan) as running:
-        headers = (("authorization", f"Bearer {running.api_key}"),)
-        yield Subject("tidegate", Target(LOOPBACK, running.port, headers), running.tree, is_gateway=True)
+async def gateway(folder: Path, catalogue: str) -> AsyncIterator[Subject]:
+    async with GatewayProcess(folder / "alone", GatewayPlan(catalogue=catalogue, drain_s=1)) as running:
+        yield _gateway_subject("tidegate", running, running.api_key)
+
+
+@asynccontextmanager
+async def gateway_on_redis(folder: Path, catalogue: str, redis_url: str) -> AsyncIterator[Subject]:
+    """Its keys in Redis are its own, and deleted at the end."""
+    prefix = new_prefix()
+    plan = GatewayPlan(catalogue=catalogue, drain_s=1, redis_url=redis_url, redis_prefix=prefix)
+    try:
+        async with GatewayProcess(folder / "on-redis", plan) as running:
+            made = await running.command("keys", "create", "--name", "bench", *_LIMITS, "--json")
+            yield _gateway_subject("tidegate, Redis, limits", running, json.loads(made.stdout)["key"])
+    finally:
+        await asyncio.to_thread(delete_keys, redis_url, prefix)
+
+
+def new_prefix() -> str:
+    """A prefix for keys in Redis that nobody else has."""
+    return f"bench-{os.getpid()}-{os.urandom(4).hex()}"
 
 
 @asynccontextmanager
@@ -77,18 +97,24 @@ async def working_folder() -> AsyncIterator[Path]:
         yield Path(folder)
 
 
+def _gateway_subject(name: str, running: GatewayProcess, key: str) -> Subject:
+    target = Target(LOOPBACK, running.port, (("authorization", f"Bearer {key}"),))
+    return Subject(name, target, running.tree, is_gateway=True)
+
+
 async def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
     if process.poll() is not None:
         raise RuntimeError(f"the bare proxy ended with {process.returncode}")
     return bool(await answers(f"http://{LOOPBACK}:{port}", "/"))
 
 
-def _catalogue(upstream_port: int, hole_port: int, models: Sequence[str]) -> str:
+def catalogue(upstream_port: int, hole_port: int, models: Sequence[str]) -> str:
+    """`models` are the upstream's models beside the usual ones; `hole_port` is where no connection is ever made."""
     tables = [
         _upstream("bench", upstream_port, 4000),
         _upstream("narrow", upstream_port, 1),
         _upstream("hole", hole_port, 4000),
-        *(_model(name, f"bench/{name}") for name in models),
+        *(_model(name, f"bench/{name}") for name in (*_MODELS, *models)),
         _model("narrow-hold", "narrow/hold"),
         _model("hole", "hole/hole"),
     ]

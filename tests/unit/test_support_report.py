@@ -43,3 +43,19 @@ def test_the_file_has_the_numbers_and_what_they_were_measured_on(tmp_path: Path)
 )
 def test_a_percentile_is_the_value_that_so_many_do_not_exceed(values: list[float], share: int, expected: float) -> None:
     assert percentile(values, share) == expected
+
+
+def test_the_gate_is_told_beside_its_bound_and_what_it_stands_on() -> None:
+    at_gate: Results = {
+        "memory": {"gate": {"cpu_us": 12.34, "least_us": 11.0, "bound_us": 15.0}},
+        "Redis": {"gate": {"cpu_us": 90.0, "least_us": 80.0, "bound_us": 100.0, "pings_us": 24.5, "dropped": 0}},
+    }
+    rows = [line.split("  ") for line in table(at_gate).splitlines()]
+    assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
+        ["memory", "Redis"],
+        ["CPU at the gate, a request (µs)", "12.3", "90.0"],
+        ["the least of its rounds", "11.0", "80.0"],
+        ["its bound", "15", "100"],
+        ["four PINGs in the place of its steps", "24.5"],
+        ["rounds in which Redis was too slow", "0"],
+    ]
