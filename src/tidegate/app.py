@@ -6,10 +6,12 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+import tidegate.accounts.api_keys.endpoints
 import tidegate.accounts.endpoints
 import tidegate.dashboard.endpoints
 import tidegate.inference.endpoints
 import tidegate.ledger.endpoints
+import tidegate.limits.endpoints
 import tidegate.telemetry.endpoints
 from tidegate import __version__
 from tidegate.http.errors import install_error_handlers
@@ -60,6 +62,8 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
     app.include_router(tidegate.inference.endpoints.router)
     app.include_router(tidegate.telemetry.endpoints.router)
     app.include_router(tidegate.accounts.endpoints.router)
+    app.include_router(tidegate.accounts.api_keys.endpoints.router)
     app.include_router(tidegate.ledger.endpoints.router)
+    app.include_router(tidegate.limits.endpoints.router)
     app.include_router(tidegate.dashboard.endpoints.router)
     return app

@@ -4,7 +4,8 @@ Opened from below: database, Redis, ledger, upstreams, road; closed in reverse. 
 first of all: new requests are refused before anything is closed.
 """
 
-from collections.abc import AsyncIterator, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,21 +14,29 @@ import httpx2
 from redis.asyncio import Redis
 
 from tidegate import __version__
-from tidegate.admission.gate import Slots
 from tidegate.admission.model_gate import SOCKET_NAME, ModelGate
-from tidegate.admission.slots import ProcessSlots
+from tidegate.admission.recovered import RecoveredEntries
+from tidegate.admission.running import Admission, GateSupplies, running_admission
+from tidegate.admission.slots import Capacity, Slots, StoreSlots
 from tidegate.auth.authenticator import Authenticator
 from tidegate.auth.keyring import Keyrings
 from tidegate.errors import Unavailable
 from tidegate.inference.gateway import DrainState, Gateway
+from tidegate.inference.kept_answers import MemoryAnswers, RedisAnswers
+from tidegate.inference.response_cache import ResponseCache
 from tidegate.ledger.refusals import Refusals
 from tidegate.ledger.reservation import Ledger
 from tidegate.ledger.store import LedgerStore
+from tidegate.ledger.sums import DatabaseSums
+from tidegate.limits.book import LimitBook
+from tidegate.limits.reading import LimitReader
 from tidegate.routing.breaker import Breaker
 from tidegate.routing.catalogue import Catalogue, Upstream
 from tidegate.routing.configuration import load_catalogue
 from tidegate.settings import Settings
+from tidegate.storage.changes import Changes, limits_topic
 from tidegate.storage.database import Database
+from tidegate.storage.read_through import ReadThrough
 from tidegate.storage.redis import close_redis, open_redis, ping
 from tidegate.telemetry.health import HealthBoard
 from tidegate.upstream.echo import EchoProvider
@@ -57,11 +66,13 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Records:
-    """Where the road writes what happened."""
+class Rooms:
+    """What the road passes through: the gate, where it is written what happened, and where answers are kept."""
 
+    admission: Admission
     ledger: Ledger
     refusals: Refusals
+    redis: Redis | None
 
 
 @asynccontextmanager
@@ -79,21 +90,46 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
         redis = open_redis(settings)
         if redis is not None:
             stack.push_async_callback(close_redis, redis)
-        authenticator = Authenticator(database, keyrings, access_token_minutes=settings.auth.access_token_minutes)
+        changes = await stack.enter_async_context(Changes.running(settings))
+        read_through = ReadThrough(redis, settings.redis.key_prefix, changes)
+        stack.push_async_callback(read_through.aclose)
+        minutes = settings.auth.access_token_minutes
+        authenticator = Authenticator(database, keyrings, access_token_minutes=minutes, changes=changes)
         stack.push_async_callback(authenticator.aclose)
         store = LedgerStore(database)
         refusals = await stack.enter_async_context(Refusals.running(store))
-        ledger = await stack.enter_async_context(Ledger.running(settings.data_dir / "journal", store))
         client = await stack.enter_async_context(open_client())
-        gateway = _gateway(settings, catalogue, Records(ledger, refusals), client, drain)
+        book = LimitBook(LimitReader(database))
+        stack.push_async_callback(book.aclose)
+        flags: set[str] = set()
+        supplies = GateSupplies(
+            settings=settings,
+            database=database,
+            book=book,
+            sums=DatabaseSums(database, _groups_in(catalogue)),
+            client=client,
+            on_change=lambda is_away: flags.add("limits") if is_away else flags.discard("limits"),
+        )
+        admission = await stack.enter_async_context(running_admission(supplies))
+        recovered = RecoveredEntries(admission.desk, book)
+        ledger = await stack.enter_async_context(
+            Ledger.running(settings.data_dir / "journal", store, recovered=recovered)
+        )
+        gateway = _gateway(settings, catalogue, Rooms(admission, ledger, refusals, redis), client, drain)
         stack.callback(gateway.tokenizer.close)
         health = _health(gateway, database, redis)
+        health.flagged = flags
+        health.refuses_work = lambda: settings.limits.on_store_failure == "deny" and "limits" in flags
         stack.push_async_callback(health.aclose)
         health.state = "ready"
         yield {
             "settings": settings,
             "database": database,
             "redis": redis,
+            "changes": changes,
+            "read_through": read_through,
+            "limits_changed": _teller(book, changes),
+            "admission": admission,
             "keyrings": keyrings,
             "authenticator": authenticator,
             "ledger": ledger,
@@ -102,24 +138,53 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
         }
 
 
+def _groups_in(catalogue: Catalogue) -> Callable[[str], tuple[str, ...]]:
+    def groups_of(model: str) -> tuple[str, ...]:
+        found = catalogue.find(model)
+        return () if found is None else found.groups
+
+    return groups_of
+
+
+def _teller(book: LimitBook, changes: Changes) -> Callable[[uuid.UUID], Awaitable[None]]:
+    """Hears of changed limits from every process, and tells them of those that were changed here."""
+    changes.listen("limits:", lambda topic: book.forget(None if topic is None else uuid.UUID(topic.partition(":")[2])))
+
+    async def limits_changed(workspace_id: uuid.UUID) -> None:
+        book.forget(workspace_id)
+        await changes.tell(limits_topic(workspace_id))
+
+    return limits_changed
+
+
 def _gateway(
-    settings: Settings, catalogue: Catalogue, records: Records, client: httpx2.AsyncClient, drain: DrainState
+    settings: Settings,
+    catalogue: Catalogue,
+    rooms: Rooms,
+    client: httpx2.AsyncClient,
+    drain: DrainState,
 ) -> Gateway:
     upstreams = catalogue.upstreams
     return Gateway(
         catalogue=catalogue,
-        ledger=records.ledger,
-        refusals=records.refusals,
-        slots={name: _slots(settings, upstream) for name, upstream in upstreams.items()},
+        ledger=rooms.ledger,
+        refusals=rooms.refusals,
+        gate=rooms.admission.gate,
+        slots={name: _slots(settings, rooms.admission, upstream) for name, upstream in upstreams.items()},
         providers={name: _provider(upstream, client) for name, upstream in upstreams.items()},
         breakers={name: Breaker(upstream.breaker) for name, upstream in upstreams.items()},
         tokenizer=Tokenizer(),
         drain=drain,
+        cache=_cache(settings, rooms.redis),
         end_user_headers=settings.http.end_user_headers,
     )
 
 
-def _slots(settings: Settings, upstream: Upstream) -> Slots:
+def _cache(settings: Settings, redis: Redis | None) -> ResponseCache:
+    return ResponseCache(MemoryAnswers() if redis is None else RedisAnswers(redis, settings.redis.key_prefix))
+
+
+def _slots(settings: Settings, admission: Admission, upstream: Upstream) -> Slots:
     if upstream.provider == "local":
         return ModelGate(
             settings.data_dir / SOCKET_NAME,
@@ -127,12 +192,8 @@ def _slots(settings: Settings, upstream: Upstream) -> Slots:
             queue_length=upstream.queue.length,
             queue_deadline_s=upstream.queue.deadline_s,
         )
-    return ProcessSlots(
-        upstream.name,
-        limit=upstream.max_concurrency,
-        queue_length=upstream.queue.length,
-        queue_deadline_s=upstream.queue.deadline_s,
-    )
+    capacity = Capacity(upstream.max_concurrency, upstream.queue.length, upstream.queue.deadline_s)
+    return StoreSlots(admission.steps, upstream.name, capacity)
 
 
 def _provider(upstream: Upstream, client: httpx2.AsyncClient) -> Provider:

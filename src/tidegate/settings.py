@@ -146,6 +146,37 @@ class ServerSettings(Group):
     linger_s: NonNegativeFloat = Field(0, description="how long listeners stay open before that, answering 503")
 
 
+class LimitsSettings(Group):
+    on_store_failure: Literal["local", "deny", "allow"] = Field(
+        "local", description="while Redis is away: `local` judges by each worker's share, `deny` answers 503, `allow`"
+    )
+
+
+class AlertsSettings(Group):
+    webhook_url: SecretStr | None = Field(None, description="where alerts of limits and budgets are posted")
+    webhook_secret: SecretStr | None = Field(None, description="signs them: HMAC-SHA256 in `X-Tidegate-Signature`")
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _scheme_is_http(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("https://", "http://")):
+            raise ValueError("must begin with https:// or http://")
+        return url
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _secret_is_strong(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            _check_strength("webhook", secret.get_secret_value())
+        return secret
+
+    @model_validator(mode="after")
+    def _is_signed(self) -> Self:
+        if self.webhook_url is not None and self.webhook_secret is None:
+            raise ValueError("webhook_url needs webhook_secret, which signs what is posted")
+        return self
+
+
 class BootstrapSettings(Group):
     admin_email: EmailStr | None = Field(None, description="an admin, created at start where missing")
     admin_password: SecretStr | None = Field(None, description="of that admin, at least 12 characters")
@@ -200,6 +231,8 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     http: HttpSettings = HttpSettings()
     server: ServerSettings = ServerSettings()
+    limits: LimitsSettings = LimitsSettings()
+    alerts: AlertsSettings = AlertsSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
 
     @property

@@ -152,7 +152,7 @@ async def test_workers_hold_no_descriptor_more_after_many_hang_ups(served: Serve
     """Fifty at once, in mid-stream and in the queue; then as many open sockets as before."""
     scene = served.scene
     await scene.caller.chat("warm")
-    scene.upstream.enqueue(*[stalled(after=1)] * scene.workers)
+    scene.upstream.enqueue(stalled(after=1))
     before = descriptors(served.gateway)
     clients = []
     try:

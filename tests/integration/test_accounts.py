@@ -14,16 +14,19 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.support.credentials import EMAIL, PASSWORD, database_at_head, keyrings
-from tidegate.accounts.dependencies import get_accounts
+from tidegate.accounts.dependencies import get_accounts, get_tries
 from tidegate.accounts.endpoints import router
 from tidegate.accounts.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.accounts.schemas import NewKey, NewUser
 from tidegate.accounts.service import Accounts
+from tidegate.accounts.tries import Tries
+from tidegate.admission.desk import Desk
 from tidegate.auth.authenticator import Authenticator
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal_cache import CacheBounds
 from tidegate.errors import AuthenticationError, Conflict, NotFound
+from tidegate.http.context import SCOPE_KEY, RequestContext
 from tidegate.http.errors import install_error_handlers
 from tidegate.storage.database import Database
 
@@ -58,16 +61,23 @@ class Gateway:
         app = FastAPI()
         app.include_router(router)
         install_error_handlers(app)
+        tries = Tries(Desk("w-1"), keyrings().peppers.current)
         app.dependency_overrides[get_accounts] = lambda: self.accounts
+        app.dependency_overrides[get_tries] = lambda: tries
 
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             scope["state"] = {"database": database, "authenticator": self.authenticator}
+            scope[SCOPE_KEY] = RequestContext.of(scope)
             await app(scope, receive, send)
 
         return with_state
 
     async def login(self, **body: object) -> httpx2.Response:
-        return await self.client.post("/auth/login", json={"email": EMAIL, "password": PASSWORD} | body)
+        # One id, so that like answers are alike to the byte.
+        headers = {"X-Request-ID": "r-1"}
+        return await self.client.post(
+            "/auth/login", json={"email": EMAIL, "password": PASSWORD} | body, headers=headers
+        )
 
     async def me(self, credential: str) -> httpx2.Response:
         return await self.client.get("/auth/me", headers={"Authorization": f"Bearer {credential}"})

@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.model_engine import BODY, EVENT, call, hold, model, worker
 from tests.support.waiting import eventually
-from tidegate.admission.gate import Lease
 from tidegate.admission.model_gate import SOCKET_NAME
+from tidegate.admission.slots import Lease
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple
         BlackHole() as hole,
         open_road(tmp_path_factory.mktemp("road"), phase_catalogue(upstream, hole)) as road,
     ):
+        # Its vocabulary takes a second to load; what is measured here is a hang-up's end.
+        await road.gateway.tokenizer.count("warm")
         slots = road.gateway.slots["one"]
         yield road, Scene(road.caller, upstream, hole, is_waiting=lambda: slots.waiting == 1)
 

@@ -46,12 +46,12 @@ async def _nothing_is_held(road: Road) -> AsyncIterator[None]:
     await road.at_rest()
 
 
-async def comments(client: RawClient, count: int) -> None:
+async def comments(client: RawClient, count: int, said: bytes = b"keep-alive") -> None:
     """Waits for so many comments, and nothing between them."""
     for _ in range(count):
         event = await client.event()
         assert event is not None
-        assert event.raw == b": keep-alive\n\n"
+        assert event.raw == b": " + said + b"\n\n"
 
 
 @pytest.mark.parametrize("where", ["headers", "first-token"])
@@ -81,7 +81,7 @@ async def test_the_queue_is_bridged_by_comments(road: Road, upstream: ScriptedUp
         await holder.head()
         await road.caller.ask(waiter, "waiter", model="one")
         await waiter.head()
-        await comments(waiter, 2)
+        await comments(waiter, 2, b"queued, position 1")
         assert road.gateway.slots["one"].waiting == 1
         gate.open()
         assert (await holder.body()).endswith(b"[DONE]\n\n")

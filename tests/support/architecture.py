@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, int], ...] = (
     (r"http(\.|$)", 5),
     (r"(\w+\.)*endpoints(\.|$)", 4),
     (r"(storage|telemetry)(\.|$)", 1),
-    (r"(routing|admission|ledger|auth|accounts|upstream)(\.|$)", 2),
+    (r"(routing|admission|ledger|limits|auth|accounts|upstream)(\.|$)", 2),
     (r"inference(\.|$)", 3),
     (r"(app|lifespan)(\.|$)", 5),
     (r"(cli|dashboard|server)(\.|$)", 6),

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
 
-from tidegate.admission.gate import Lease
 from tidegate.admission.model_gate import ModelGate, Told
+from tidegate.admission.slots import Lease, SlotAsk
 from tidegate.server.model_door import Door, bind
 from tidegate.server.model_relay import EngineLost, Relay
 from tidegate.server.model_slots import Claim, ModelSlots
@@ -118,7 +118,7 @@ def worker(path: Path, *, queue_length: int = 100, queue_deadline_s: float = 60)
 
 
 def hold(gate: ModelGate, deadline_s: float | None = None) -> contextlib.AbstractAsyncContextManager[Lease]:
-    return gate.hold(uuid.uuid4(), deadline_s=deadline_s)
+    return gate.hold(SlotAsk(uuid.uuid4()), deadline_s=deadline_s)
 
 
 @asynccontextmanager

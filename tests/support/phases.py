@@ -20,7 +20,6 @@ from tests.support.wire import FOREVER, Exchange, Gate, Received
 HANG_UP_WITHIN_S = 2.0
 _TELLING = {"keepalive_after_s": 0.05}
 # A worker of several takes whom it gets: so many tries find each of them.
-_MOST_TRIES = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,23 +154,13 @@ class Scene:
         return request.sent_events == sent
 
     async def _fill(self, label: str) -> None:
-        """Takes every slot there is, one a worker; a request that is not served at once queues behind one."""
-        held = 0
-        for n in range(_MOST_TRIES):
-            if held == self.workers:
-                return
-            filler = await self._fillers.enter_async_context(RawClient(self.caller.base_url))
-            self.upstream.enqueue(Completion(deltas=("a", "b"), pauses={1: self._gate}))
-            await self.caller.ask(filler, f"{label}-filler-{n}", model="telling")
-            self._filling.append(filler)
-            await filler.head()
-            while (event := await filler.event()) is not None:
-                # Served or queued: both say so.
-                if event.content:
-                    held += 1
-                if event.content or event.is_comment:
-                    break
-        raise AssertionError("the slots could not all be taken")
+        """Takes the one slot that there is, over all workers: whoever comes next queues."""
+        filler = await self._fillers.enter_async_context(RawClient(self.caller.base_url))
+        self.upstream.enqueue(Completion(deltas=("a", "b"), pauses={1: self._gate}))
+        await self.caller.ask(filler, f"{label}-filler", model="telling")
+        self._filling.append(filler)
+        await filler.head()
+        await content(filler)
 
 
 def hung_up(entry: Json, phase: Phase) -> None:

@@ -34,7 +34,7 @@ from tidegate.inference.gateway import Gateway
 from tidegate.ledger.reservation import Ledger
 from tidegate.lifespan import Surroundings
 from tidegate.server.http_server import uvicorn_config
-from tidegate.settings import AuthSettings, BootstrapSettings, HttpSettings, ServerSettings, Settings
+from tidegate.settings import AuthSettings, BootstrapSettings, HttpSettings, RedisSettings, ServerSettings, Settings
 from tidegate.storage.database import Database
 from tidegate.storage.migrate import migrate
 from tidegate.upstream.openai import OpenAIProvider
@@ -134,14 +134,21 @@ class Leaving:
 
 
 @asynccontextmanager
-async def open_road(folder: Path, catalogue: str, *, max_body_bytes: int = 20 * 1024 * 1024) -> AsyncIterator[Road]:
-    """The application on a real socket in the running loop. At its end nothing may be held."""
+async def open_road(
+    folder: Path, catalogue: str, *, max_body_bytes: int = 20 * 1024 * 1024, redis: RedisSettings | None = None
+) -> AsyncIterator[Road]:
+    """The application on a real socket in the running loop, on Redis where one is given.
+
+    At its end nothing may be held.
+    """
     data_dir = folder / "var"
     data_dir.mkdir(parents=True, exist_ok=True)
     database = data_dir / "tidegate.db"
     if not database.exists():
         database.write_bytes(await asyncio.to_thread(_database_with_admin))
     settings = _settings(data_dir, catalogue, max_body_bytes=max_body_bytes)
+    if redis is not None:
+        settings = settings.model_copy(update={"redis": redis})
     leaving = Leaving()
     app = _Shown(create_app(settings, Surroundings(leaving=lambda: nullcontext(leaving))))
     async with in_process_server(uvicorn_config(app, settings)) as base_url:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.alphabet import CHARACTERS
 from tests.unit.samples import a_call, a_plan
 from tests.unit.virtual_time import in_virtual_time
-from tidegate.admission.gate import Lease
+from tidegate.admission.slots import Lease
 from tidegate.inference.collect import Collector
 from tidegate.inference.reading import ChatReader, Kind
 from tidegate.inference.sse import EventSplitter, event_data
@@ -48,7 +49,7 @@ def read(events: list[bytes], n: int = 1) -> tuple[ChatReader, list[Kind]]:
 
 
 @settings(deadline=None)
-@given(st.text(max_size=60), st.integers(1, 3))
+@given(st.text(CHARACTERS, max_size=60), st.integers(1, 3))
 @in_virtual_time
 async def test_it_says_the_last_message_back_for_every_choice(text: str, n: int) -> None:
     events = await echoed(messages=[{"role": "user", "content": "not this"}, {"role": "user", "content": text}], n=n)

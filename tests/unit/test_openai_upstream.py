@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from tests.unit.samples import a_call, a_plan
 from tests.unit.virtual_time import in_virtual_time, now
-from tidegate.admission.gate import Lease
+from tidegate.admission.slots import Lease
 from tidegate.errors import InvalidRequest, UpstreamError, UpstreamTimeout
 from tidegate.upstream.deadlines import Deadlines
 from tidegate.upstream.openai import OpenAIProvider

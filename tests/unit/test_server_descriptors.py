@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.admission.model_gate import ModelGate
+from tidegate.admission.slots import SlotAsk
 from tidegate.errors import Unavailable
 from tidegate.server.descriptors import MOST, raise_descriptor_limit
 
@@ -37,7 +38,7 @@ async def test_a_worker_without_a_free_descriptor_refuses_instead_of_failing(tmp
     gate = ModelGate(tmp_path / "model.sock", upstream="local", queue_length=1, queue_deadline_s=1)
     with soft_limit(0):
         with pytest.raises(Unavailable) as refused:
-            async with gate.hold(uuid.uuid4(), deadline_s=None):
+            async with gate.hold(SlotAsk(uuid.uuid4()), deadline_s=None):
                 pass
         assert await gate.status() is None
     assert "Too many open files" in refused.value.message

@@ -175,7 +175,7 @@ def _retry_headers(error: TidegateError) -> dict[str, str]:
     elif seconds is not None and error.http_status in (429, 503):
         headers["x-should-retry"] = "true"
     # It may be a date; then that is all there is.
-    if seconds is not None and seconds.isdecimal():
+    if seconds is not None and seconds.isdecimal() and "retry-after-ms" not in error.headers:
         headers["retry-after-ms"] = f"{seconds}000"
     return headers
 

@@ -5,13 +5,17 @@ attempt alone, and the flow may try the next; what is raised here says which.
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import anyio
 import structlog
 
-from tidegate.admission.gate import Lease
+from tidegate.admission.checks import Reserve
+from tidegate.admission.gate import Admitted
+from tidegate.admission.slots import Lease, SlotAsk
+from tidegate.admission.store import UNDO, Spent
 from tidegate.errors import UpstreamError, UpstreamRefused
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.gateway import Gateway
@@ -21,7 +25,9 @@ from tidegate.inference.settlement import outcome_of
 from tidegate.inference.wire import input_text
 from tidegate.ledger.entry import NO_USAGE, Tokens, Usage, utc_now
 from tidegate.ledger.reservation import Reservation
+from tidegate.limits.values import nano_usd
 from tidegate.routing.catalogue import PlannedAttempt
+from tidegate.routing.plan import Plan
 from tidegate.upstream.deadlines import Deadlines
 from tidegate.upstream.provider import Answer, Provider, UpstreamRequest
 
@@ -31,6 +37,15 @@ _BYTES_A_TOKEN = 4
 log = structlog.stdlib.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What an attempt stands on: the plan that it is of, and what the request holds for all its attempts."""
+
+    plan: Plan
+    admitted: Admitted
+    reservation: Reservation
+
+
 class LiveAttempt:
     """An attempt that began: what the relay needs of it, and what it learns.
 
@@ -38,12 +53,11 @@ class LiveAttempt:
     and the client did not, so it is not sent on.
     """
 
-    def __init__(
-        self, planned: PlannedAttempt, exchange: Exchange, reservation: Reservation, deadlines: Deadlines
-    ) -> None:
+    def __init__(self, planned: PlannedAttempt, exchange: Exchange, way: Way, deadlines: Deadlines) -> None:
         self.planned = planned
         self.exchange = exchange
-        self.reservation = reservation
+        self.admitted = way.admitted
+        self.reservation = way.reservation
         self.deadlines = deadlines
         self.reader = ChatReader(choices=exchange.call.choices, keep_text=planned.upstream.count == "tokenizer")
         self.withholds_usage = False
@@ -60,24 +74,30 @@ class LiveAttempt:
         self.exchange.progress.upstream = self.planned.upstream.name
 
     def note_output(self) -> None:
-        """Tells the journal's next progress record how far this stream is."""
+        """Tells how far this stream is: the journal's next progress record, and the limits. Raises what cuts it."""
         self.reservation.output_tokens = self.reader.deltas
+        self.admitted.note_output(self.reader.deltas)
 
 
 @asynccontextmanager
 async def open_attempt(
-    gateway: Gateway, exchange: Exchange, planned: PlannedAttempt, reservation: Reservation
+    gateway: Gateway, exchange: Exchange, planned: PlannedAttempt, way: Way
 ) -> AsyncIterator[LiveAttempt]:
     """Holds a slot, calls the upstream, and gives its successful answer. Raises `Overloaded` or `UpstreamError`."""
     upstream = planned.upstream
     live: LiveAttempt | None = None
+
+    def spent() -> Spent:
+        return UNDO if live is None else _spent(live)
+
     try:
+        ask = _slot_ask(exchange, planned, way, spent)
         deadline_s = _sooner(exchange.remaining_s(), upstream.queue.deadline_s)
-        async with _slot(gateway, exchange, reservation, upstream.name, deadline_s) as lease:
+        async with _slot(gateway, exchange, ask, upstream.name, deadline_s) as lease:
             total_s = _sooner(exchange.remaining_s(), upstream.timeouts.total_s)
             is_callers = total_s < upstream.timeouts.total_s
             with Deadlines(upstream.name, total_s=total_s, is_callers=is_callers) as deadlines:
-                live = LiveAttempt(planned, exchange, reservation, deadlines)
+                live = LiveAttempt(planned, exchange, way, deadlines)
                 live.begin()
                 async with _answered(gateway, live, lease):
                     yield live
@@ -91,20 +111,47 @@ async def open_attempt(
 
 @asynccontextmanager
 async def _slot(
-    gateway: Gateway, exchange: Exchange, reservation: Reservation, upstream: str, deadline_s: float
+    gateway: Gateway, exchange: Exchange, ask: SlotAsk, upstream: str, deadline_s: float
 ) -> AsyncIterator[Lease]:
     """The upstream's slot. What was waited is told also where it was waited in vain."""
     began = time.perf_counter()
     queued_before_s = exchange.progress.queue_s or 0.0
     has_lease = False
+    exchange.client.waits_for = ask
     try:
-        async with gateway.slots[upstream].hold(reservation.opened.entry_id, deadline_s=deadline_s) as lease:
+        async with gateway.slots[upstream].hold(ask, deadline_s=deadline_s) as lease:
             has_lease = True
+            exchange.client.waits_for = None
             exchange.progress.queue_s = queued_before_s + lease.waited_s
             yield lease
     finally:
+        exchange.client.waits_for = None
         if not has_lease:
             exchange.progress.queue_s = queued_before_s + time.perf_counter() - began
+
+
+def _slot_ask(exchange: Exchange, planned: PlannedAttempt, way: Way, spent: Callable[[], Spent]) -> SlotAsk:
+    principal, reservation = exchange.principal, way.reservation
+    reserve = way.admitted.reserve
+    limits = way.admitted.limits.upstream(planned.upstream.name, way.plan.name, way.plan.model.groups)
+    if limits and planned.price is None:
+        reserve = Reserve(reserve.tokens, None)
+    return SlotAsk(
+        entry_id=reservation.opened.entry_id,
+        n=reservation.attempt_count + 1,
+        flow=str(principal.key_id or principal.user_id),
+        weight=principal.queue_weight,
+        reserve=reserve,
+        limits=limits,
+        spent=spent,
+    )
+
+
+def _spent(live: LiveAttempt) -> Spent:
+    """What an attempt came to for its upstream's own limits: by the provider's figures, else by what was received."""
+    tokens = _received_usage(live).tokens
+    price = live.planned.price
+    return Spent(tokens.total, 0 if price is None else nano_usd(price.cost(tokens)))
 
 
 @asynccontextmanager

@@ -13,8 +13,9 @@ import anyio
 import structlog
 from starlette.types import Message, Receive, Send
 
+from tidegate.admission.slots import SlotAsk
 from tidegate.errors import TidegateError, envelope
-from tidegate.inference.sse import COMMENT, data_event
+from tidegate.inference.sse import COMMENT, data_event, queued_comment
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -42,6 +43,8 @@ class Client:
         self.status: int | None = None
         self.is_gone = False
         self.has_content = False
+        # The slot that it waits for in an upstream's queue: a stream that is open is told its place there.
+        self.waits_for: SlotAsk | None = None
         self._receive = receive
         self._send = send
         self._loop = asyncio.get_running_loop()
@@ -158,4 +161,8 @@ class Client:
     async def _send_comment(self) -> None:
         if self.status is None:
             await self._open_stream()
-        await self._write({"type": "http.response.body", "body": COMMENT, "more_body": True})
+        place = 0
+        if self.waits_for is not None and self.waits_for.place is not None:
+            place = await self.waits_for.place()
+        comment = queued_comment(place) if place else COMMENT
+        await self._write({"type": "http.response.body", "body": comment, "more_body": True})

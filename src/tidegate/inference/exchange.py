@@ -2,15 +2,17 @@
 
 import re
 import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tidegate.auth.principal import Principal
 from tidegate.errors import InvalidRequest
 from tidegate.http.context import RequestContext
+from tidegate.inference.caching import Caching
 from tidegate.inference.client import Client
 from tidegate.inference.wire import ChatCall
-from tidegate.ledger.entry import Attribution
+from tidegate.ledger.entry import Attribution, new_entry_id
 from tidegate.upstream.provider import FORWARDED_HEADERS
 
 _MOST_TAGS = 16
@@ -21,12 +23,17 @@ _LONGEST_DEADLINE_MS = 24 * 3600 * 1000
 
 @dataclass(slots=True)
 class Progress:
-    """What the entry tells of the way: who answered, how long it waited. Seconds from the request's arrival."""
+    """What the entry tells of the way: who answered, how long it waited, what the cache said and saved.
+
+    Seconds from the request's arrival. `cache` is `hit` or `miss`, None where no cache was asked.
+    """
 
     upstream: str | None = None
     finish_reason: str | None = None
     queue_s: float | None = None
     ttft_s: float | None = None
+    cache: str | None = None
+    units: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -40,7 +47,9 @@ class Exchange:
     attribution: Attribution
     headers: "RoadHeaders"
     deadline_at: float | None
+    entry_id: uuid.UUID = field(default_factory=new_entry_id)
     progress: Progress = field(default_factory=Progress)
+    caching: Caching | None = None
 
     def remaining_s(self) -> float | None:
         """Seconds until the caller's deadline, never under 0; None where there is none."""

@@ -2,8 +2,9 @@
 
     principal     who calls: judged before (`auth`), a value here
     plan          the model's name → ordered attempts, with their prices         pure
-    admission     the caller's own limits                                        (none are built yet; its place is here)
+    admission     the caller's rates, budgets and slots: one atomic step a tag, or a 429
     reservation   the ledger's open entry, written before any upstream is called
+    cache         where it is asked for: the answer that is kept, or that another gets just now; else on to an attempt
     attempt       the upstream's slot, the call; failover only before the first content
     relay         bytes to the client as they come; usage read on the way
     settle        upstream closed, row written, slot given back, entry terminal: by leaving the contexts, in every case
@@ -21,18 +22,21 @@ from tidegate.errors import (
     InternalError,
     InvalidRequest,
     Overloaded,
+    RateLimitExceeded,
     RequestTimeout,
     TidegateError,
     UpstreamError,
     UpstreamRefused,
 )
-from tidegate.inference.attempt import open_attempt
+from tidegate.inference.attempt import Way, open_attempt
+from tidegate.inference.caching import caching_of
 from tidegate.inference.client import ClientGone
+from tidegate.inference.estimate import caller_ask, reserve_cost
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.gateway import Gateway
 from tidegate.inference.relay import relay
+from tidegate.inference.response_cache import replay
 from tidegate.inference.settlement import reserved
-from tidegate.ledger.reservation import Reservation
 from tidegate.routing.catalogue import PlannedAttempt
 from tidegate.routing.plan import Plan, plan
 
@@ -49,10 +53,17 @@ async def run(gateway: Gateway, exchange: Exchange) -> None:
     client = exchange.client
     chosen = plan(gateway.catalogue, exchange.call.model, exchange.principal)
     attempts = fitting_attempts(gateway, chosen, exchange)
+    exchange.caching = caching_of(exchange.headers.values, exchange.call, exchange.principal, chosen)
     keepalive_after_s = chosen.model.keepalive_after_s if exchange.call.streamed and chosen.model.keepalive else None
+    cost = reserve_cost(exchange.call, chosen)
+    admitted = await gateway.gate.admit(caller_ask(exchange, chosen, cost))
     try:
-        with reserved(gateway, exchange, chosen) as reservation, client.watched(keepalive_after_s=keepalive_after_s):
-            await _try_in_order(gateway, exchange, attempts, reservation)
+        with (
+            admitted,
+            reserved(gateway, exchange, chosen, admitted, cost) as reservation,
+            client.watched(keepalive_after_s=keepalive_after_s),
+        ):
+            await _answer(gateway, exchange, attempts, Way(chosen, admitted, reservation))
     except ClientGone:
         return
     except TidegateError as error:
@@ -92,18 +103,27 @@ def fitting_attempts(gateway: Gateway, chosen: Plan, exchange: Exchange) -> list
     return sorted(fitting, key=lambda attempt: gateway.breakers[attempt.upstream.name].is_open)
 
 
-async def _try_in_order(
-    gateway: Gateway, exchange: Exchange, attempts: list[PlannedAttempt], reservation: Reservation
-) -> None:
+async def _answer(gateway: Gateway, exchange: Exchange, attempts: list[PlannedAttempt], way: Way) -> None:
+    if exchange.caching is None:
+        await _try_in_order(gateway, exchange, attempts, way)
+        return
+    async with gateway.cache.turn(exchange, exchange.caching) as kept:
+        if kept is not None:
+            await replay(kept, exchange)
+        else:
+            await _try_in_order(gateway, exchange, attempts, way)
+
+
+async def _try_in_order(gateway: Gateway, exchange: Exchange, attempts: list[PlannedAttempt], way: Way) -> None:
     for attempt in attempts:
         if exchange.remaining_s() == 0:
             raise RequestTimeout("The deadline that X-Tidegate-Deadline-Ms set has passed.")
         try:
-            async with open_attempt(gateway, exchange, attempt, reservation) as live:
+            async with open_attempt(gateway, exchange, attempt, way) as live:
                 await relay(live, exchange)
         except UpstreamRefused:
             raise
-        except (UpstreamError, Overloaded) as failure:
+        except (UpstreamError, Overloaded, RateLimitExceeded) as failure:
             if exchange.client.has_content or attempt is attempts[-1]:
                 raise
             log.warning("failover", upstream=attempt.upstream.name, reason=failure.message)

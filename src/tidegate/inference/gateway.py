@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tidegate.admission.gate import Slots
+from tidegate.admission.gate import Gate
+from tidegate.admission.slots import Slots
+from tidegate.inference.response_cache import ResponseCache
 from tidegate.ledger.refusals import Refusals
 from tidegate.ledger.reservation import Ledger
 from tidegate.routing.breaker import Breaker
@@ -30,11 +32,13 @@ class Gateway:
     catalogue: Catalogue
     ledger: Ledger
     refusals: Refusals
+    gate: Gate
     slots: Mapping[str, Slots]
     providers: Mapping[str, Provider]
     breakers: Mapping[str, Breaker]
     tokenizer: Tokenizer
     drain: DrainState
+    cache: ResponseCache
     end_user_headers: tuple[str, ...] = ()
     refuses_usage_request: set[str] = field(default_factory=set)
 

@@ -15,13 +15,17 @@ from tidegate.inference.collect import Collector
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.reading import Kind, read_completion, tokens_of
 from tidegate.inference.refusal import read_bounded
+from tidegate.inference.replay import StreamCopy
 from tidegate.inference.settlement import header_value
 from tidegate.inference.sse import EventSplitter
+from tidegate.ledger.entry import Tokens
+from tidegate.limits.values import nano_usd
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # An upstream that has said everything ends its body at once; its connection is worth no longer wait.
 _END_WITHIN_S = 0.25
 _LONGEST_MESSAGE = 2000
+_BYTES_A_TOKEN = 4
 # Openers are some hundred bytes. An upstream that sends more before any content has its stream opened all the same.
 _MOST_HELD_BYTES = 256 * 1024
 
@@ -45,12 +49,16 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
     _expect_event_stream(live)
     deadlines.expect("first_token", timeouts.first_token_s)
     splitter = EventSplitter(live.planned.upstream.name)
+    caching = exchange.caching
+    copy = None if caching is None or caching.key is None else StreamCopy(live.planned.upstream.name)
     chunks = aiter(live.answer)
     held = b""
     async for data in chunks:
         ready = b""
         for event in splitter.feed(data):
             kind = reader.read(event)
+            if copy is not None:
+                copy.add(event)
             if not client.has_content and (kind is Kind.CONTENT or len(held) > _MOST_HELD_BYTES):
                 _note_first_content(live, exchange)
             if kind is Kind.USAGE and live.withholds_usage:
@@ -67,6 +75,7 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
         deadlines.relax()
         if reader.done:
             _name_upstream(live, exchange)
+            _offer(live, exchange, copy)
             await client.end_events(held + ready)
             break
         if held or ready:
@@ -79,6 +88,7 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
             raise _truncated(live)
         _name_upstream(live, exchange)
         deadlines.relax()
+        _offer(live, exchange, copy)
         await client.end_events(held)
         return
     # The client has everything: an upstream that breaks off now only costs its connection.
@@ -114,7 +124,9 @@ async def _collect(live: LiveAttempt, exchange: Exchange) -> None:
     if not reader.complete:
         raise _truncated(live)
     _name_upstream(live, exchange)
-    await exchange.client.send_answer(200, collector.body())
+    body = collector.body()
+    _offer(live, exchange, body)
+    await exchange.client.send_answer(200, body)
 
 
 async def _relay_whole(live: LiveAttempt, exchange: Exchange) -> None:
@@ -131,6 +143,7 @@ async def _relay_whole(live: LiveAttempt, exchange: Exchange) -> None:
         live.reader.finish_reason = completion.choices[0].finish_reason
     exchange.progress.ttft_s = exchange.elapsed_s()
     _name_upstream(live, exchange)
+    _offer(live, exchange, body)
     await exchange.client.send_answer(200, body)
 
 
@@ -138,6 +151,21 @@ def _expect_event_stream(live: LiveAttempt) -> None:
     if not live.answer.is_event_stream:
         name = live.planned.upstream.name
         raise UpstreamError(f"The upstream {name!r} was asked to stream and answered with no stream.", upstream=name)
+
+
+def _offer(live: LiveAttempt, exchange: Exchange, said: bytes | StreamCopy | None) -> None:
+    """Shows the cache a whole answer, and what it came to: by the upstream's figures, else by its size."""
+    caching = exchange.caching
+    if caching is None or caching.key is None:
+        return
+    reader, price = live.reader, live.planned.price
+    tokens = reader.tokens
+    if tokens is None:
+        output = max(reader.deltas, len(reader.text()) // _BYTES_A_TOKEN)
+        tokens = Tokens(input=exchange.call.input_bytes // _BYTES_A_TOKEN, output=output)
+    body = said.body() if isinstance(said, StreamCopy) else said
+    cost = None if price is None else nano_usd(price.cost(tokens))
+    caching.offer(body, exchange.call.choices, tokens, cost)
 
 
 def _note_first_content(live: LiveAttempt, exchange: Exchange) -> None:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 
+from tidegate.admission.gate import Admitted
+from tidegate.admission.store import Spent
 from tidegate.errors import (
     Draining,
     InternalError,
     Overloaded,
+    RateLimitExceeded,
     RequestTimeout,
     TidegateError,
     UpstreamError,
@@ -20,8 +23,7 @@ from tidegate.errors import (
 from tidegate.inference.client import Client, ClientGone
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.gateway import Gateway
-from tidegate.inference.wire import ChatCall
-from tidegate.ledger.entry import Ending, OpenEntry, Outcome, new_entry_id, utc_now
+from tidegate.ledger.entry import Ending, Entry, OpenEntry, Outcome, utc_now
 from tidegate.ledger.reservation import Reservation
 from tidegate.routing.plan import Plan
 
@@ -44,35 +46,24 @@ def outcome_of(error: BaseException | None, client: Client) -> Outcome:
             return "upstream_failed"
         case Overloaded():
             return "rejected"
+        case RateLimitExceeded():
+            # An upstream's own limit refused it; or its answer was cut for want of a budget.
+            return "interrupted" if client.has_content else "rejected"
         case _:
             return "interrupted"
 
 
-def reserve_cost(call: ChatCall, plan: Plan) -> Decimal | None:
-    """The most that this request can cost at any of its attempts, null where one is unpriced.
-
-    Input is taken at its bytes and 16 a message, which no tokenizer passes; output as the contract has it.
-    """
-    model = plan.model
-    asked = call.max_output_tokens
-    output = model.reserve_output_tokens if asked is None else asked
-    if asked is not None and model.max_output_tokens is not None:
-        output = min(asked, model.max_output_tokens)
-    input_tokens = call.input_bytes + 16 * call.message_count
-    costs = [
-        attempt.price.dearest(input_tokens=input_tokens, output_tokens=output * call.choices)
-        for attempt in plan.attempts
-        if attempt.price is not None
-    ]
-    return max(costs) if costs and len(costs) == len(plan.attempts) else None
-
-
 @contextmanager
-def reserved(gateway: Gateway, exchange: Exchange, plan: Plan) -> Iterator[Reservation]:
-    """The ledger's open entry, and at the end its terminal one, whatever happened in between."""
+def reserved(
+    gateway: Gateway, exchange: Exchange, plan: Plan, admitted: Admitted, reserved_cost: Decimal | None
+) -> Iterator[Reservation]:
+    """The ledger's open entry, and at the end its terminal one, whatever happened in between.
+
+    What the request came to is told to `admitted`, which gives back what it took.
+    """
     call, principal, context, client = exchange.call, exchange.principal, exchange.context, exchange.client
     opened = OpenEntry(
-        entry_id=new_entry_id(),
+        entry_id=exchange.entry_id,
         workspace_id=principal.workspace_id,
         key_id=principal.key_id,
         user_id=principal.user_id,
@@ -83,7 +74,7 @@ def reserved(gateway: Gateway, exchange: Exchange, plan: Plan) -> Iterator[Reser
         protocol=call.protocol,
         model=plan.name,
         streamed=call.streamed,
-        reserved_cost=reserve_cost(call, plan),
+        reserved_cost=reserved_cost,
         client_address=context.client_address,
         user_agent=context.user_agent,
         started_at=context.received_at,
@@ -91,19 +82,31 @@ def reserved(gateway: Gateway, exchange: Exchange, plan: Plan) -> Iterator[Reser
     with gateway.ledger.reserve(opened) as reservation:
         client.headers.append((b"x-tidegate-entry-id", str(opened.entry_id).encode()))
         client.headers.append((b"x-tidegate-model", header_value(plan.name)))
+        client.headers.extend((name.lower().encode(), value.encode()) for name, value in admitted.headers.items())
         try:
             yield reservation
         except BaseException as error:
             context.entry = reservation.settle(_ending(error, reservation, exchange))
+            _came_to(admitted, context.entry)
             if isinstance(error, TidegateError):
-                error.headers.setdefault("X-Tidegate-Entry-ID", str(opened.entry_id))
+                for name, value in {**admitted.headers, "X-Tidegate-Entry-ID": str(opened.entry_id)}.items():
+                    error.headers.setdefault(name, value)
             raise
         context.entry = reservation.settle(_ending(None, reservation, exchange))
+        _came_to(admitted, context.entry)
 
 
 def header_value(text: str) -> bytes:
     """Text as a header's value: a model's name is any string, a header's value is not."""
     return text.encode("ascii", "backslashreplace").translate(None, bytes(range(32)) + b"\x7f")
+
+
+def _came_to(admitted: Admitted, entry: Entry) -> None:
+    if entry.cache == "hit":
+        # It was served, so the request counts; of tokens and money all comes back.
+        admitted.spent = Spent()
+    else:
+        admitted.came_to(entry)
 
 
 def _ending(error: BaseException | None, reservation: Reservation, exchange: Exchange) -> Ending:
@@ -131,5 +134,7 @@ def _ending(error: BaseException | None, reservation: Reservation, exchange: Exc
         upstream=progress.upstream,
         queue_ms=None if progress.queue_s is None else round(progress.queue_s * 1000),
         ttft_ms=None if progress.ttft_s is None else round(progress.ttft_s * 1000),
+        cache=progress.cache,
+        units=progress.units,
         ended_at=utc_now(),
     )

@@ -17,6 +17,11 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 _EMPTY_LINE = re.compile(rb"\r\r|\n(?:\r\n|\n|\r(?!\n|\Z))")
 
 
+def queued_comment(place: int) -> bytes:
+    """What an open stream is told while it waits for a slot; 1 is next."""
+    return b": queued, position %d\n\n" % place
+
+
 class EventSplitter:
     r"""Cuts a stream of bytes at the ends of its events. Holds at most one unfinished event of `MAX_EVENT_BYTES`.
 

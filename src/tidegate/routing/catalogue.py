@@ -33,6 +33,7 @@ Count = Annotated[int, Field(strict=True, gt=0)]
 Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Rate = Annotated[Decimal, Field(ge=0, max_digits=20, decimal_places=12)]
 Place = tuple[str | int, ...]
+LONGEST_CACHE_S = 24 * 3600
 
 
 class NamesDoNotMeet(ValueError):
@@ -131,6 +132,12 @@ class PriceTable(_Table):
     output: Rate
 
 
+class CacheSettings(_Table):
+    """The response cache of a model's repeatable requests: how long an answer is kept."""
+
+    ttl_s: Annotated[int, Field(strict=True, ge=1, le=LONGEST_CACHE_S)]
+
+
 class ModelTable(_Table):
     name: str = Field(min_length=1, max_length=256)
     groups: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
@@ -143,6 +150,9 @@ class ModelTable(_Table):
     price: Annotated[
         Annotated[PriceTable, Tag("table")] | Annotated[Literal["catalogue"], Tag("word")], Discriminator(_form)
     ] = "catalogue"
+    cache: Annotated[
+        Annotated[CacheSettings, Tag("table")] | Annotated[Literal["off"], Tag("word")], Discriminator(_form)
+    ] = "off"
 
 
 class CatalogueTable(_Table):
@@ -213,7 +223,7 @@ class PlannedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A name that callers may use: an alias, or a pattern that ends in `*`."""
+    """A name that callers may use: an alias, or a pattern that ends in `*`. `cache_ttl_s` is None where it is off."""
 
     name: str
     groups: tuple[str, ...]
@@ -224,6 +234,7 @@ class Model:
     keepalive: bool
     keepalive_after_s: float
     listed_price: bool
+    cache_ttl_s: int | None = None
 
     def matches(self, name: str) -> bool:
         return name.startswith(self.name[:-1]) if self.name.endswith("*") else name == self.name
@@ -328,4 +339,5 @@ def _model(written: ModelTable, upstreams: dict[str, Upstream]) -> Model:
         keepalive=written.keepalive == "comment",
         keepalive_after_s=written.keepalive_after_s,
         listed_price=table is None,
+        cache_ttl_s=None if written.cache == "off" else written.cache.ttl_s,
     )

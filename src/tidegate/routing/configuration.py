@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from tidegate.routing.catalogue import (
     BreakerSettings,
+    CacheSettings,
     Catalogue,
     CatalogueTable,
     ModelTable,
@@ -34,7 +35,9 @@ _TABLES: dict[str, type[BaseModel]] = {
     "timeouts": Timeouts,
     "breaker": BreakerSettings,
     "price": PriceTable,
+    "cache": CacheSettings,
 }
+_WORD_OR_TABLE = ("breaker", "price", "cache")
 
 
 class CatalogueError(Exception):
@@ -145,7 +148,7 @@ def _place(location: Place) -> Place:
     return tuple(
         part
         for position, part in enumerate(location)
-        if part != "[key]" and not (part in ("table", "word") and location[position - 1] in ("breaker", "price"))
+        if part != "[key]" and not (part in ("table", "word") and location[position - 1] in _WORD_OR_TABLE)
     )
 
 

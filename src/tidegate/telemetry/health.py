@@ -47,7 +47,8 @@ class HealthBoard:
     """The health of one process. The lifespan fills and closes it; the endpoints read it.
 
     `state` begins as `starting`; the lifespan sets `ready` (or `behind` on migrations), `draining` is asked of
-    `is_draining`. `flagged` is for whoever else knows of something that is lost, such as a breaker.
+    `is_draining`. `flagged` is for whoever else knows of something that is lost, such as a breaker; `refuses_work` says
+    that what is lost leaves nothing to be done.
 
     >>> board = HealthBoard(version="0.1.0", catalogue_version="…", is_draining=lambda: drain.draining)
     >>> board.add("database", check_database)
@@ -66,6 +67,7 @@ class HealthBoard:
         self.version = version
         self.catalogue_version = catalogue_version
         self.flagged: set[str] = set()
+        self.refuses_work: Callable[[], bool] = lambda: False
         self._is_draining = is_draining
         self._clock = clock
         self._state: State = "starting"
@@ -92,7 +94,7 @@ class HealthBoard:
     def is_ready(self) -> bool:
         """Whether this process takes work. A dependency that was lost later does not end that."""
         answered = all(each.has_answered or not each.must_have_answered for each in self._dependencies.values())
-        return self.state == "ready" and answered
+        return self.state == "ready" and answered and not self.refuses_work()
 
     def add(self, name: str, check: Check, *, degrades_as: str | None = None, must_have_answered: bool = False) -> None:
         """Adds a dependency. `check` returns (a note or None) where it answers, and raises where it does not.

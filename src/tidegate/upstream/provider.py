@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from tidegate.admission.gate import Lease
+from tidegate.admission.slots import Lease
 from tidegate.routing.catalogue import PlannedAttempt
 from tidegate.upstream.deadlines import Deadlines
 
