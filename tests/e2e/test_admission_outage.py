@@ -93,10 +93,13 @@ class Load:
         )
 
 
-async def changes(gateway: LimitedGateway, event: str, count: int) -> float:
-    """Waits until so many workers have logged a change; when."""
-    lines = gateway.process.lines
-    await eventually(lambda: sum(line["event"] == event for line in lines()) >= count, within_s=30, poll_s=0.1)
+async def changed(gateway: LimitedGateway, event: str, since: int) -> float:
+    """Waits until every worker has logged a change, behind so many lines; when."""
+
+    def workers() -> set[int]:
+        return {line["pid"] for line in gateway.process.lines()[since:] if line["event"] == event}
+
+    await eventually(lambda: len(workers()) == WORKERS, within_s=30, poll_s=0.1)
     return time.monotonic()
 
 
@@ -137,31 +140,43 @@ async def test_limits_and_budgets_survive_every_way_of_losing_redis(
             assert peak(upstream, "n") == SLOTS
             assert "limits" not in await gateway.degraded()
 
+            so_far = len(gateway.process.lines())
             own_redis.pause()
             paused_at = time.monotonic()
-            await is_away(gateway, 1)
+            await is_away(gateway, so_far)
             await goes_on_until(load, paused_at + STANDSTILL_S)
             own_redis.resume()
-            await is_back(gateway, load, 1)
+            await is_back(gateway, load, so_far)
 
+            so_far = len(gateway.process.lines())
             own_redis.kill()
-            gone_at = await is_away(gateway, 2)
+            gone_at = await is_away(gateway, so_far)
             await goes_on_until(load, gone_at + 2.5)
             assert 1 <= peak(upstream, "n", between=(gone_at + 1, time.monotonic())) <= SLOTS
             own_redis.start()
-            await is_back(gateway, load, 2)
+            await is_back(gateway, load, so_far)
 
+            so_far = len(gateway.process.lines())
             own_redis.kill()
-            await is_away(gateway, 3)
+            await is_away(gateway, so_far)
             own_redis.restart_from(snapshot)
-            back_at = await is_back(gateway, load, 3)
+            back_at = await is_back(gateway, load, so_far)
             await goes_on_until(load, back_at + 1)
             assert 1 <= peak(upstream, "n", between=(back_at, time.monotonic())) <= SLOTS
         nobody_was_hurt(load)
         await nothing_was_overdrawn(gateway, keys)
-        told = Counter(line["event"] for line in gateway.process.lines())
-        assert (told["limits_judged_alone"], told["limits_judged_together"]) == (3 * WORKERS, 3 * WORKERS)
-        assert told["road_failed"] == told["gate_renewal_failed"] == 0
+        each_change_was_told_once(gateway)
+
+
+def each_change_was_told_once(gateway: LimitedGateway) -> None:
+    lines = gateway.process.lines()
+    assert not [line for line in lines if line["event"] in ("road_failed", "gate_renewal_failed")]
+    changes = [line for line in lines if line["event"] in ("limits_judged_alone", "limits_judged_together")]
+    for pid in {line["pid"] for line in changes}:
+        told = [line["event"] for line in changes if line["pid"] == pid]
+        # Three losses at least: a machine may be so busy that Redis is slow for once.
+        assert told == ["limits_judged_alone", "limits_judged_together"] * (len(told) // 2)
+        assert len(told) >= 3 * 2
 
 
 def nobody_was_hurt(load: Load) -> None:
@@ -187,9 +202,9 @@ async def nothing_was_overdrawn(gateway: LimitedGateway, keys: Keys) -> None:
     assert await gateway.spent(keys.spender) <= BUDGET
 
 
-async def is_away(gateway: LimitedGateway, times: int) -> float:
+async def is_away(gateway: LimitedGateway, since: int) -> float:
     """Until every worker judges alone; when."""
-    at = await changes(gateway, "limits_judged_alone", times * WORKERS)
+    at = await changed(gateway, "limits_judged_alone", since)
     assert "limits" in await gateway.degraded()
     return at
 
@@ -199,9 +214,9 @@ async def goes_on_until(load: Load, moment: float) -> None:
     await eventually(lambda: all(told[-1][0] > moment for told in load.answered.values()), within_s=30)
 
 
-async def is_back(gateway: LimitedGateway, load: Load, times: int) -> float:
+async def is_back(gateway: LimitedGateway, load: Load, since: int) -> float:
     """Until every worker asks Redis again, and serves who has money; when."""
-    await changes(gateway, "limits_judged_together", times * WORKERS)
+    await changed(gateway, "limits_judged_together", since)
     assert "limits" not in await gateway.degraded()
 
     async def serves() -> bool:

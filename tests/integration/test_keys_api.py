@@ -92,6 +92,8 @@ async def test_a_key_s_limits_are_its_own_alone(api: KeysApi) -> None:
     of_each = {"scope": "key", "meter": "tokens", "window": "day", "amount": 1}
     assert (await api.call("POST", at="/api/limits", json=of_each)).status_code == 201
     first, second = await api.make(limits=[A_RATE]), await api.make()
+    of_namesake = {"scope": "end_user", "subject": second["id"], "meter": "tokens", "window": "day", "amount": 1}
+    assert (await api.call("POST", at="/api/limits", json=of_namesake)).status_code == 201
     listed = {key["id"]: [limit["label"] for limit in key["limits"]] for key in await api.listed()}
     assert listed == {first["id"]: ["key-requests-minute"], second["id"]: []}
 
@@ -200,6 +202,8 @@ async def test_an_owner_must_be_there_and_enabled(api: KeysApi) -> None:
         ({"expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
         ({"expires_at": "2090-01-01T00:00:00"}, "expires_at"),
         ({"expires_at": "9999-12-31T23:59:59-14:00"}, "expires_at"),
+        ({"expires_at": "0001-01-01T00:00:00+14:00"}, "expires_at"),
+        ({"expires_at": "2090-13-01T00:00:00Z"}, "expires_at"),
         ({"expires_at": 4102444800}, "expires_at"),
         ({"expires_at": "4102444800"}, "expires_at"),
         ({"expires_at": ["2090-01-01T00:00:00Z"]}, "expires_at"),
@@ -253,6 +257,12 @@ async def test_a_change_is_of_name_models_and_expiry_alone(on_sqlite: KeysApi, b
 @pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 1001}, {"prefix": "x"}, {"after": "1"}, {"surprise": 1}])
 async def test_what_is_no_query_is_a_422(on_sqlite: KeysApi, query: Json) -> None:
     assert (await on_sqlite.call("GET", params=query)).status_code == 422
+
+
+async def test_a_name_that_is_no_text_is_a_422(on_sqlite: KeysApi) -> None:
+    headers = {"Authorization": f"Bearer {on_sqlite.tokens['admin']}", "Content-Type": "application/json"}
+    refused = await on_sqlite.client.post("/api/keys", content=b'{"name": "\\ud800"}', headers=headers)
+    assert (refused.status_code, refused.json()["error"]["errors"][0]["loc"]) == (422, ["body", "name"])
 
 
 async def test_an_id_that_is_none_is_a_422_and_one_of_nothing_a_404(on_sqlite: KeysApi) -> None:

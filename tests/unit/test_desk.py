@@ -344,11 +344,10 @@ async def test_a_top_up_names_its_limit_where_another_was_judged_apart() -> None
 
 @in_virtual_time
 async def test_what_is_remembered_of_an_absence_is_bounded() -> None:
-    desk = a_desk(ScriptedStore(), mode="allow")
+    desk = a_desk(ScriptedStore())
     desk.leave("a test")
     for n in range(100_050):
-        await desk.take(TAG, Asked(f"e{n}", (slots(5),)))
-        desk.release(TAG, f"e{n}", SPENT)
+        desk.note_lost(TAG, f"e{n}", SPENT, ())
     assert len(desk.ended[TAG]) == 100_000
     assert desk.holdings == {}
 
@@ -379,6 +378,23 @@ async def test_a_deadline_leaves_the_cancellation_of_others_to_them() -> None:
 
     task = asyncio.ensure_future(waits())
     await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@in_virtual_time
+async def test_who_is_cancelled_in_the_moment_of_a_deadline_is_cancelled() -> None:
+    deadline = Patience(ANSWER_WITHIN_S)
+
+    async def waits() -> None:
+        with deadline:
+            await asyncio.get_running_loop().create_future()
+
+    task = asyncio.ensure_future(waits())
+    await asyncio.sleep(0)
+    deadline._left = 1
+    deadline._part_passed()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

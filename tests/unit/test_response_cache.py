@@ -108,6 +108,7 @@ async def test_a_leader_that_hangs_up_in_any_phase_cancels_nobody_and_leaves_not
     if phase == "keeping":
         world.upstream.set()
         await world.settled()
+        assert all(follower.done() for follower in followers)
     world.scopes[0].cancel()
     await world.settled()
     for event in (world.answers.finding, world.answers.keeping, world.upstream):

@@ -160,3 +160,22 @@ async def test_budgets_are_summed_side_by_side() -> None:
 
     ledger.seed = beside  # type: ignore[method-assign]
     assert (await steps.take(TAG, "e1", [budget("a", 1), budget("b", 1)], cost(0.1))).reply.said == "taken"
+
+
+@in_virtual_time
+async def test_what_turns_out_to_be_unknown_later_is_judged_apart_with_the_rest() -> None:
+    shared = ScriptedStore()
+    steps, ledger = the_steps(shared)
+    limits = [budget("away", 10), budget("later", 10)]
+    for name in ("away", "later"):
+        await shared.memory.seed(TAG, seeding(10 * NANO, 0, counter=name))
+    await steps.take(TAG, "before", limits, cost(1))
+    shared.forgets()
+
+    async def says_so_too_soon(tag: str, matched: Matched, check: Check) -> bool:
+        ledger.asked.append(check.counter)
+        return check.counter == "later" and ledger.asked.count("later") == 1
+
+    ledger.seed = says_so_too_soon  # type: ignore[method-assign]
+    assert (await steps.take(TAG, "e1", limits, cost(1))).reply.said == "taken"
+    assert ledger.asked == ["away", "later", "later"]

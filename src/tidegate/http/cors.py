@@ -18,6 +18,7 @@ EXPOSED = (
     "X-Tidegate-Entry-ID",
     "X-Tidegate-Model",
     "X-Tidegate-Upstream",
+    "X-Tidegate-Cache",
     "RateLimit",
     "RateLimit-Policy",
     "Retry-After",
