@@ -515,7 +515,8 @@ local function taking()
         if level > 0 then alerts[#alerts + 1] = {check[NAME], level, c.value, check[AMOUNT]} end
       end
     end
-    return answer('taken', record[2], nil, nil, used, nil, alerts)
+    local pace = record[2] == 'queued' and queue().retry_ms() or nil
+    return answer('taken', record[2], nil, pace, used, nil, alerts)
   end
 
   -- Takes a free slot where nobody waits, else a place in the queue. False where that is full.

@@ -7,7 +7,19 @@ import msgspec
 from tidegate.admission.counters import Calendar, Counter, Taken, new_counter
 from tidegate.admission.fair_queue import Ticket
 from tidegate.admission.seats import Seats
-from tidegate.admission.store import LEASE_MS, UNDO, Alert, Check, Grant, Held, Presence, Reply, Spent, amount_of
+from tidegate.admission.store import (
+    LEASE_MS,
+    UNDO,
+    Alert,
+    Check,
+    Grant,
+    Held,
+    Presence,
+    Reply,
+    SeatState,
+    Spent,
+    amount_of,
+)
 
 # What a dead worker reserved of money is kept so long for the ledger's recovery to settle, then counted as spent.
 ORPHAN_MS = 3_600_000
@@ -147,10 +159,12 @@ def taken_reply(state: TagState, hold: Hold, now: int, grants: tuple[Grant, ...]
         used.append(value)
         if counter is not None and check.alerts and not check.refuses and value > check.amount:
             alerts += alerted(check, counter, value, now)
+    seated: SeatState = "none" if hold.ticket is None else hold.ticket.state
     return Reply(
         said="taken",
         now_ms=now,
-        seat="none" if hold.ticket is None else hold.ticket.state,
+        seat=seated,
+        retry_ms=state.seats.retry_ms() if seated == "queued" else 0,
         used=tuple(used),
         alerts=tuple(alerts),
         grants=grants,

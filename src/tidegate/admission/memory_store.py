@@ -97,7 +97,10 @@ class MemoryStore:
         if state.seats.queue:
             grants += self._grant(tag, state, worker, now)
         seated: SeatState = "none" if hold.ticket is None else hold.ticket.state
-        return Reply(said="taken", now_ms=now, seat=seated, used=tuple(used), alerts=alerts, grants=grants)
+        retry_ms = state.seats.retry_ms() if seated == "queued" else 0
+        return Reply(
+            said="taken", now_ms=now, seat=seated, retry_ms=retry_ms, used=tuple(used), alerts=alerts, grants=grants
+        )
 
     async def top_up(self, tag: str, worker: str, entry: str, more: Spent) -> Reply:
         state, now = self._step(tag)

@@ -84,7 +84,8 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
 class Reply(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """What a step answers.
 
-    - `taken`: everything was taken; `seat` says whether its slot is held already, or waited for.
+    - `taken`: everything was taken; `seat` says whether its slot is held already, or waited for, and then `retry_ms`
+      when the queue may have been served.
     - `refused`: the check at `at` has no room; there will be in `retry_ms`. Nothing was taken.
     - `full`: the queue has no room. Nothing was taken.
     - `unseeded`: the checks in `unseeded` are not known to the store: they are to be seeded from the ledger.

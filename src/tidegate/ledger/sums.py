@@ -88,8 +88,8 @@ def _window(table: Any, starts: int, ends: int) -> list[ColumnElement[bool]]:
 
 
 def _scope(limit: Limit, subject: str | None) -> list[ColumnElement[bool]]:
-    # What never reached an upstream (refused, hung up in the queue, answered from the cache) was given back whole.
-    reached = LedgerEntry.upstream.is_not(None) & (func.coalesce(LedgerEntry.cache, "") != "hit")
+    # What never reached an upstream (refused, hung up in the queue) was given back whole; a cached answer is a request.
+    reached = LedgerEntry.upstream.is_not(None) | (LedgerEntry.cache == "hit")
     match limit.scope:
         case "deployment":
             return [reached]
