@@ -137,7 +137,7 @@ async def test_the_deadline_passes_with_its_own_words(own_s: float, given_s: flo
             async with slots.hold(ask(), deadline_s=given_s):
                 pass
         assert caught.value.message == f"No slot of the upstream 'scripted' became free within {at} s."
-        assert (caught.value.http_status, caught.value.headers) == (503, {"Retry-After": "1", "retry-after-ms": "1000"})
+        assert (caught.value.http_status, caught.value.headers) == (503, {"Retry-After": "2", "retry-after-ms": "2000"})
         assert (slots.in_use, slots.waiting, now()) == (1, 0, at)
     assert slots.in_use == 0
 
