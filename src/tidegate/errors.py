@@ -20,6 +20,7 @@
       HeadersTooLarge           431 headers_too_large
       RateLimitExceeded         429 rate_limit_exceeded
         InsufficientQuota       429 insufficient_quota
+          AnswerCut             429 insufficient_quota         in mid-answer
       InternalError             500 internal_error
       UpstreamError             502 upstream_error
       Overloaded                503 overloaded                 no slot before the deadline, or the queue is full
@@ -171,6 +172,10 @@ class RateLimitExceeded(TidegateError):
 
 class InsufficientQuota(RateLimitExceeded):
     code = "insufficient_quota"
+
+
+class AnswerCut(InsufficientQuota):
+    """An answer that began, and was cut because its budget has no room for more of it."""
 
 
 class InternalError(TidegateError):

@@ -55,13 +55,15 @@ class NeverLeaving:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the server gives its app: this worker's share of database connections, and word of its leaving.
+    """What the server gives its app: this worker's share of database connections, how many workers there are (of all
+    servers), and word of its leaving.
 
     `leaving` is entered on the running loop, when the server's own signal handlers stand.
     """
 
     pool_size: int = 5
     max_overflow: int = 5
+    workers: int = 1
     leaving: Callable[[], AbstractContextManager[DrainState]] = lambda: nullcontext(NeverLeaving())
 
 
@@ -104,6 +106,7 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
         flags: set[str] = set()
         supplies = GateSupplies(
             settings=settings,
+            workers=surroundings.workers,
             database=database,
             book=book,
             sums=DatabaseSums(database, _groups_in(catalogue)),
@@ -111,10 +114,8 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
             on_change=lambda is_away: flags.add("limits") if is_away else flags.discard("limits"),
         )
         admission = await stack.enter_async_context(running_admission(supplies))
-        recovered = RecoveredEntries(admission.desk, book)
-        ledger = await stack.enter_async_context(
-            Ledger.running(settings.data_dir / "journal", store, recovered=recovered)
-        )
+        told = RecoveredEntries(admission.desk, book)
+        ledger = await stack.enter_async_context(Ledger.running(settings.data_dir / "journal", store, recovered=told))
         gateway = _gateway(settings, catalogue, Rooms(admission, ledger, refusals, redis), client, drain)
         stack.callback(gateway.tokenizer.close)
         health = _health(gateway, database, redis)

@@ -119,6 +119,8 @@ class Racer:
                 self.store.release("u:3", self._worker, entry, Spent())
                 await self._pipe.send("DECR", f"{self._prefix}:{{count}}:slots")
                 self.store.release("w:3", self._worker, entry, Spent())
+        # Answered after the last releases, which went out before it.
+        await self.store.place("w:3", self._worker, "nothing")
         return {"most_slots": most[0], "most_seats": most[1], "inside": inside}
 
     async def hold(self) -> dict[str, Any]:

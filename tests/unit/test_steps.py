@@ -145,7 +145,7 @@ def test_a_budget_that_is_spent_names_no_time() -> None:
     error = refused([budget("a", 10)], Reply(said="refused", now_ms=0, at=0, retry_ms=-1, used=(0,)))
     assert isinstance(error, InsufficientQuota)
     assert "10 USD in all" in error.message
-    assert error.headers == {}
+    assert error.headers == {"x-should-retry": "false"}
 
 
 async def test_budgets_are_summed_side_by_side() -> None:

@@ -153,6 +153,7 @@ def key_row(new: KeyFields, owner: User | ServiceAccount, generated: GeneratedKe
         models=None if new.models is None else list(new.models),
         expires_at=new.expires_at,
         queue_weight=new.queue_weight,
+        trusts_attribution=new.trusts_attribution,
     )
 
 

@@ -65,7 +65,8 @@ class NewUser(Input):
 class KeyFields(Input):
     """What every API key is created with, whoever creates it.
 
-    `limits` are rows of its own. `queue_weight` is its share of an upstream's queue beside other keys.
+    `limits` are rows of its own. `queue_weight` is its share of an upstream's queue beside other keys. With
+    `trusts_attribution` the end user and the tags that its requests name count for limits of those.
     """
 
     name: Name
@@ -74,6 +75,7 @@ class KeyFields(Input):
     expires_at: Future | None = None
     limits: Annotated[tuple[MeteredAmount, ...], Field(max_length=32, strict=False)] = ()
     queue_weight: Annotated[int, Field(ge=1, le=100)] = 1
+    trusts_attribution: bool = False
 
 
 class NewKey(KeyFields):

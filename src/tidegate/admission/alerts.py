@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import httpx2
 import orjson
 
@@ -26,6 +27,7 @@ SIGNATURE_HEADER = "X-Tidegate-Signature"
 _MOST_WAITING = 1_000
 _PAUSES_S = (0.0, 1.0, 5.0)
 _POST_WITHIN_S = 5.0
+_FLUSH_WITHIN_S = 1.0
 
 log = get_logger(__name__)
 
@@ -80,8 +82,15 @@ class Alerts:
             yield alerts
         finally:
             if task is not None:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_FLUSH_WITHIN_S):
+                    await alerts._queue.join()
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+            while not alerts._queue.empty():
+                message = alerts._queue.get_nowait()
+                log.warning(
+                    "alert_not_delivered", label=message.get("label"), level=message["level"], reason="shutdown"
+                )
 
     def tell(self, tag: str, alerts: tuple[Alert, ...]) -> None:
         for alert in alerts:
@@ -125,6 +134,7 @@ class Alerts:
             else:
                 self.dropped += 1
                 log.warning("alert_not_delivered", label=message.get("label"), level=message["level"], reason=reason)
+            self._queue.task_done()
 
     async def _post(self, body: bytes) -> str:
         """Posts one message. Returns why it was not taken, empty where it was."""

@@ -123,7 +123,13 @@ class Alone:
         self._remainders = remainders
 
     async def take(self, tag: str, asked: Asked, workers: int) -> Reply:
-        """Judges a step. Raises `Unavailable` where the mode, or knowing nothing, denies."""
+        """Judges a step. Raises `Unavailable` where the mode, or knowing nothing, denies.
+
+        `used` is empty: it would be this worker's part of it, which nobody is to be told as the whole.
+        """
+        return msgspec.structs.replace(await self._judged(tag, asked, workers), used=())
+
+    async def _judged(self, tag: str, asked: Asked, workers: int) -> Reply:
         self.judged += 1
         if self._mode == "allow":
             return Reply(said="taken", now_ms=0, seat="held" if asked.seat is not None else "none")

@@ -5,11 +5,12 @@ it came to, or None where all is to be as if it had never been.
 """
 
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Protocol
 
 import msgspec
 
-from tidegate.admission.store import ALERT_LEVELS, BUCKETS, Check
+from tidegate.admission.store import ALERT_LEVELS, BUCKETS, MOST, MOST_UNSETTLED, Check
 
 # So long, and at most twice as long, is it known which entries a counter of money has counted.
 COUNTED_MS = 600_000
@@ -48,8 +49,11 @@ class Counter(Protocol):
         """Counts `n` more of what was taken, and notes it there."""
         ...
 
-    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int) -> bool:
-        """What was taken came to `came_to`, None: to nothing at all. Whether something was spent by it."""
+    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:
+        """What was taken came to `came_to`, None: to nothing at all. Whether something was spent by it.
+
+        `ended_ms` is when it ended as its worker says, 0: now.
+        """
         ...
 
     def room_in_ms(self, now_ms: int, needed: int) -> int:
@@ -104,10 +108,10 @@ class Sliding:
             taken.n += n
         else:
             # What it took at first has left the window: the rest is counted where it is asked for.
-            taken.gone += taken.n
+            taken.gone = min(MOST, taken.gone + taken.n)
             taken.n, taken.bucket = n, self.take(n, now_ms)
 
-    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int) -> bool:  # noqa: ARG002 - of the protocol
+    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:  # noqa: ARG002 - of the protocol
         # Only what this entry has in its bucket is its to give back.
         more = -taken.n if came_to is None else max(-taken.n, came_to - taken.gone - taken.n)
         if more:
@@ -137,7 +141,7 @@ class Sliding:
     def _adjust(self, bucket: int, n: int) -> None:
         known = self._buckets.get(bucket)
         if known is not None:
-            n = max(n, -known)
+            n = max(-known, min(n, MOST - self._total))
             self._buckets[bucket] = known + n
             self._total += n
 
@@ -160,8 +164,10 @@ class Sliding:
 class Calendar:
     """What was used and is reserved between two instants. Not known before it was seeded from the ledger.
 
-    `unsettled` are entries that ended before that: whether the ledger's sum holds them, the seeding says. An entry is
-    counted once: those that were counted, by itself or in the sum, are known for a while.
+    `unsettled` are entries that ended before that, what each came to and when it ended: whether the ledger's sum holds
+    them, the seeding says. Those that ended last are kept; of others it is known that they ended at `dropped_ms` or
+    before. An entry is counted once: those that were counted, by itself or in the sum, are known for a while, and what
+    ended before `seen_since_ms` is in the sum.
     """
 
     starts: int = 0
@@ -170,7 +176,11 @@ class Calendar:
     reserved: int = 0
     is_known: bool = False
     told: int = 0
-    unsettled: dict[str, int] = field(default_factory=dict)
+    unsettled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    seen_since_ms: int = 0
+    dropped_ms: int = 0
+    # When each of the unsettled ended, as a heap.
+    _ends: list[tuple[int, str]] = field(default_factory=list)
     # By generations of `COUNTED_MS`: this one and the one before.
     _counted: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
     _generation: int = 0
@@ -182,8 +192,8 @@ class Calendar:
         """Makes this the check's window: the next one begins at nothing, any other has to be seeded."""
         self.is_known = self.is_known and 0 < self.ends <= check.starts
         self.starts, self.ends = check.starts, check.ends
-        self.used = self.reserved = self.told = 0
-        self.unsettled.clear()
+        self.used = self.reserved = self.told = self.seen_since_ms = self.dropped_ms = 0
+        self._settled()
 
     def value(self, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
         return self.used + self.reserved
@@ -196,17 +206,17 @@ class Calendar:
         self.reserved += n
         taken.n += n
 
-    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int) -> bool:
+    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:
         self.reserved = max(0, self.reserved - taken.n)
         if came_to is None:
             return False
         if not self.is_known:
-            self.unsettled[entry] = came_to
+            self._keep_unsettled(entry, came_to, ended_ms or now_ms)
             return False
-        if self.has_counted(entry, now_ms):
+        if 0 < ended_ms < self.seen_since_ms or self.has_counted(entry, now_ms):
             return False
         self._counted[0].add(entry)
-        self.used += came_to
+        self.used = min(MOST, self.used + came_to)
         return True
 
     def has_counted(self, entry: str, now_ms: int) -> bool:
@@ -216,15 +226,36 @@ class Calendar:
             self._counted, self._generation = (set(), before), generation
         return entry in self._counted[0] or entry in self._counted[1]
 
-    def seed(self, used: int, seen: tuple[str, ...], now_ms: int) -> None:
+    def seed(self, used: int, seen: tuple[str, ...], seen_since_ms: int, now_ms: int) -> bool:
+        """False where the sum does not reach back to what was dropped."""
+        if self.dropped_ms and seen_since_ms <= self.dropped_ms:
+            return False
         self.has_counted("", now_ms)
         in_sum = set(seen)
-        unseen = {entry: n for entry, n in self.unsettled.items() if entry not in in_sum}
+        unseen = {
+            entry: n
+            for entry, (n, ended_ms) in self.unsettled.items()
+            if ended_ms >= seen_since_ms and entry not in in_sum
+        }
         self._counted[0].update(seen, unseen)
-        self.used = used + sum(unseen.values())
+        self.used = min(MOST, used + sum(unseen.values()))
+        self._settled()
+        self.is_known, self.told, self.seen_since_ms, self.dropped_ms = True, 0, seen_since_ms, 0
+        return True
+
+    def _keep_unsettled(self, entry: str, came_to: int, ended_ms: int) -> None:
+        if entry in self.unsettled:
+            return
+        self.unsettled[entry] = came_to, ended_ms
+        heappush(self._ends, (ended_ms, entry))
+        if len(self._ends) > MOST_UNSETTLED:
+            dropped_ms, dropped = heappop(self._ends)
+            del self.unsettled[dropped]
+            self.dropped_ms = max(self.dropped_ms, dropped_ms)
+
+    def _settled(self) -> None:
         self.unsettled.clear()
-        self.is_known = True
-        self.told = 0
+        self._ends.clear()
 
     def room_in_ms(self, now_ms: int, needed: int) -> int:  # noqa: ARG002 - of the protocol
         return max(1, self.ends * 1000 - now_ms) if self.ends else NEVER_MS
@@ -262,7 +293,7 @@ class InUse:
 
     def more(self, taken: Taken, n: int, now_ms: int) -> None: ...
 
-    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int) -> bool:  # noqa: ARG002 - of the protocol
+    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:  # noqa: ARG002 - of the protocol
         self._n = max(0, self._n - taken.n)
         return False
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 import msgspec
 
 from tidegate.admission.alone import Alerted, Alone, LocalStore, Mode, Remainders
-from tidegate.admission.holding import Ended, Holding, Turn
+from tidegate.admission.holding import Ended, Holding, Turn, topped_up
 from tidegate.admission.patience import Patience
 from tidegate.admission.redis_store import RedisStore
 from tidegate.admission.store import UNDO, Asked, Check, GateStore, Held, Reply, Seeding, Spent
@@ -46,6 +46,7 @@ class Desk:
         self.shared: RedisStore | None = None
         self.workers = 1
         self.judged_alone = 0
+        self.forgotten_ends = 0
         self.holdings: dict[str, dict[str, Holding]] = {}
         self.ended: dict[str, dict[str, Ended]] = {}
         self._mode = mode
@@ -115,7 +116,11 @@ class Desk:
             return None
         try:
             with Patience(ANSWER_WITHIN_S):
-                return holding.placed(await holding.where.top_up(tag, self.worker, entry, more))
+                reply = await holding.where.top_up(tag, self.worker, entry, more)
+            if reply.said == "taken":
+                # What is declared anew is all that it reserved.
+                holding.asked = topped_up(holding.asked, more)
+            return holding.placed(reply)
         except _SILENCE as error:
             self.failed(error)
             return None
@@ -218,13 +223,20 @@ class Desk:
             # It lost its ticket and took another: what it was is over, what it is counts.
             self.ended.get(tag, {}).pop(entry, None)
         ended = dict(self.ended.get(tag, {}))
-        pending = [entry for entry, holding in holdings.items() if holding.is_pending]
+        # Also who waits in that store, or was granted a slot there and claims it: that is between them and it.
+        pending = [
+            entry
+            for entry, holding in holdings.items()
+            if holding.is_pending or (self._away is None and holding.is_waiting and holding.where is self.shared)
+        ]
         held = self._held(tag)
         async with asyncio.timeout(DECLARE_WITHIN_S):
             await self.shared.declare(tag, self.worker, held, (*pending, *ended))
         for one in held:
             holding = self._holding(tag, one.entry)
             if holding is not None:
+                # What was judged here is that store's to count now; it is not held twice.
+                self._local.release(tag, self.worker, one.entry, UNDO)
                 holding.where, holding.unjudged = self.shared, ()
                 holding.asked = msgspec.structs.replace(holding.asked, checks=one.checks)
             elif (late := self.ended.get(tag, {}).get(one.entry)) is not None:
@@ -302,6 +314,11 @@ class Desk:
         ended[entry] = end
         if len(ended) > _MOST_ENDED:
             del ended[next(iter(ended))]
+            self.forgotten_ends += 1
+            if self.forgotten_ends == 1:
+                log.warning(
+                    "gate_ends_forgotten", tag=tag, reason=f"more than {_MOST_ENDED} ended while Redis was away"
+                )
 
     def _tell_ended(self, tag: str, ended: dict[str, Ended]) -> None:
         """Tells the shared store. What that may not have heard comes back by `note_lost`."""

@@ -5,10 +5,12 @@ database remembers the life. When it changes, money is not seeded before every w
 holds: it looks every second, and declares at once. A store that was never seen before has nothing to lose.
 """
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -34,11 +36,18 @@ def life_of(pipe: PipelinedRedis, prefix: str) -> Life:
         if run_id is None:
             raise StoreGone("not connected")
         marked = pipe.send("SET", mark, secrets.token_hex(8), "NX")
+        marked.add_done_callback(looked_at)
         found: bytes = await pipe.send("GET", mark)
         await marked
         return f"{run_id}@{found.decode()}"
 
     return life
+
+
+def looked_at(answer: "asyncio.Future[Any]") -> None:
+    """An answer that nobody waits for may be an error, which is another command's to tell."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 class Epoch:
@@ -47,6 +56,8 @@ class Epoch:
     def __init__(self, database: Database, life: Life) -> None:
         self._database = database
         self._life = life
+        # How many lives this worker has seen: one more says that a new one began.
+        self.lives = 0
         self._known: str | None = None
         self._settled_at = float("inf")
 
@@ -55,14 +66,14 @@ class Epoch:
         await self.look()
         return time.monotonic() >= self._settled_at
 
-    async def look(self) -> bool:
-        """Learns the store's life, or tells the database of a new one. Whether it is new to this worker.
+    async def look(self) -> None:
+        """Learns the store's life, or tells the database of a new one.
 
         Raises what the store and the database raise.
         """
         life = await self._life()
         if life == self._known:
-            return False
+            return
         now = datetime.now(UTC)
         async with self._database.transaction() as session:
             first = {"name": _NAME, "run_id": life, "changed_at": now - timedelta(days=1)}
@@ -76,4 +87,4 @@ class Epoch:
         since_s = min(SETTLE_S, max(0.0, (now - changed_at).total_seconds()))
         self._settled_at = time.monotonic() + SETTLE_S - since_s
         self._known = life
-        return True
+        self.lives += 1

@@ -17,7 +17,7 @@ from tidegate.admission.headers import limit_headers
 from tidegate.admission.steps import Steps
 from tidegate.admission.store import UNDO, Spent
 from tidegate.auth.principal import Principal
-from tidegate.errors import InsufficientQuota, ModelNotAllowed, TidegateError
+from tidegate.errors import AnswerCut, ModelNotAllowed, TidegateError
 from tidegate.ledger.entry import Attribution, Entry
 from tidegate.limits.book import LimitBook
 from tidegate.limits.matching import WorkspaceLimits
@@ -126,7 +126,7 @@ class Admitted:
             if reply is not None and reply.said == "refused":
                 limit = step.limits[reply.at].limit
                 if limit.on_overrun == "cut":
-                    self._cut = InsufficientQuota(f"The answer was cut: {limit.label!r} has no room for more of it.")
+                    self._cut = AnswerCut(f"The answer was cut: {limit.label!r} has no room for more of it.")
                 # Left as it is: asked for once, refused once; the stream goes on, and what it came to is counted.
                 return
         self._reserved_output += self._ask.more.tokens
@@ -154,7 +154,7 @@ class Gate:
         deployment = limits.deployment(ask.model, ask.groups)
         own = limits.caller(principal, ask.attribution, ask.model, ask.groups)
         if ask.reserve.cost is None:
-            _refuse_unpriced(ask.model, (*deployment, *own))
+            refuse_unpriced(ask.model, (*deployment, *own))
         try:
             if deployment:
                 await admitted.take(DEPLOYMENT_TAG, deployment)
@@ -171,7 +171,8 @@ def spent_of(entry: Entry) -> Spent:
     return Spent(entry.total_tokens, 0 if entry.cost is None else nano_usd(entry.cost))
 
 
-def _refuse_unpriced(model: str, limits: tuple[Matched, ...]) -> None:
+def refuse_unpriced(model: str, limits: tuple[Matched, ...]) -> None:
+    """Raises `ModelNotAllowed` where a budget would have to be kept with a model that has no price."""
     budget = next((one.limit for one in limits if one.limit.meter == "cost" and one.limit.action == "refuse"), None)
     if budget is not None:
         raise ModelNotAllowed(

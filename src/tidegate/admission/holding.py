@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from tidegate.admission.store import Asked, Check, GateStore, Reply, Spent
+from tidegate.admission.store import Asked, Check, GateStore, Reply, Spent, more_of
 
 # What became of a ticket: its slot is held, is granted and to be claimed, or is lost with its store or its time.
 Turn = Literal["held", "granted", "lost"]
@@ -45,6 +45,17 @@ class Holding(msgspec.Struct, eq=False):
             at=self.places[reply.at] if reply.at >= 0 else -1,
             unseeded=tuple(self.places[at] for at in reply.unseeded),
         )
+
+
+def topped_up(asked: Asked, more: Spent) -> Asked:
+    """What was asked for, with what was added to it since."""
+    checks = tuple(
+        msgspec.structs.replace(check, take=check.take + more_of(more, check.meter))
+        if check.meter in ("tokens", "cost")
+        else check
+        for check in asked.checks
+    )
+    return msgspec.structs.replace(asked, checks=checks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tidegate.admission.desk import ANSWER_WITHIN_S as ANSWER_STEPS_WITHIN_S
 from tidegate.admission.desk import Desk
-from tidegate.admission.epoch import Epoch
+from tidegate.admission.epoch import Epoch, looked_at
 from tidegate.admission.holding import Turn
 from tidegate.admission.patience import Patience
 from tidegate.admission.store import RENEW_EVERY_S, Presence
@@ -43,6 +43,7 @@ class Renewal:
         self._workers_key = key(prefix, DEPLOYMENT_TAG, "workers") if pipe is not None else ""
         self._renewed_at = self._counted_at = float("-inf")
         self._misses_epoch = False
+        self._lives = 0
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -130,8 +131,9 @@ class Renewal:
             return
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                is_new = await self._epoch.look()
-            if is_new:
+                await self._epoch.look()
+            if self._epoch.lives != self._lives:
+                self._lives = self._epoch.lives
                 # It may have lost what this worker holds: look at all of it, now.
                 self._renewed_at = float("-inf")
             self._misses_epoch = False
@@ -146,8 +148,9 @@ class Renewal:
         assert self._pipe is not None
         now = int(time.time())
         async with asyncio.timeout(ANSWER_WITHIN_S):
-            self._pipe.send("ZADD", self._workers_key, now, self._desk.worker)
-            self._pipe.send("ZREMRANGEBYSCORE", self._workers_key, "-inf", now - _WORKER_LEASE_S)
+            self._pipe.send("ZADD", self._workers_key, now, self._desk.worker).add_done_callback(looked_at)
+            gone = self._pipe.send("ZREMRANGEBYSCORE", self._workers_key, "-inf", now - _WORKER_LEASE_S)
+            gone.add_done_callback(looked_at)
             counted: int = await self._pipe.send("ZCARD", self._workers_key)
         # A store that forgot them knows of fewer than there are, until each was here.
         is_stale = time.monotonic() - self._counted_at > _WORKER_LEASE_S

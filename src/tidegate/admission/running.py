@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import anyio
 import httpx2
 
 from tidegate.admission.alerts import Alerts
@@ -22,14 +23,20 @@ from tidegate.storage.database import Database
 from tidegate.storage.pipeline import PipelinedRedis, ScriptError, StoreGone, Subscription
 from tidegate.telemetry.logging import get_logger
 
+# Leases end in 15 s where these are not heard.
+_LAST_ANSWER_WITHIN_S = 1.0
+
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class GateSupplies:
-    """What the gate is made of. `on_change` hears that the shared store is away (True) or back."""
+    """What the gate is made of. `workers` are those of the whole deployment, as far as is known before they are seen.
+    `on_change` hears that the shared store is away (True) or back.
+    """
 
     settings: Settings
+    workers: int
     database: Database
     book: LimitBook
     sums: Sums
@@ -68,6 +75,8 @@ async def running_admission(supplies: GateSupplies) -> AsyncIterator[Admission]:
             on_change=supplies.on_change,
             alerted=lambda tag, told: alerts.tell(tag, told),  # noqa: PLW0108 - bound below
         )
+        # Until they are counted: how many there are to be.
+        desk.workers = supplies.workers
         epoch = None if pipe is None else Epoch(supplies.database, life_of(pipe, settings.redis.key_prefix))
         seeder = LedgerSeeder(desk, supplies.sums, None if epoch is None else epoch.may_seed)
         stack.push_async_callback(seeder.aclose)
@@ -85,6 +94,8 @@ async def running_admission(supplies: GateSupplies) -> AsyncIterator[Admission]:
                 desk.leave("not connected")
         task = asyncio.create_task(renewal.run())
         stack.push_async_callback(_ended, task)
+        if pipe is not None:
+            stack.push_async_callback(_all_heard, pipe)
         yield Admission(Gate(steps, supplies.book), steps, desk, alerts)
 
 
@@ -127,6 +138,15 @@ async def _name_eviction(pipe: PipelinedRedis) -> None:
             maxmemory_policy=policy,
             remedy="set maxmemory-policy to noeviction: a full Redis would forget slots and budgets",
         )
+
+
+async def _all_heard(pipe: PipelinedRedis) -> None:
+    """Waits until what was released last is answered: the connection answers in order."""
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_ANSWER_WITHIN_S):
+        try:
+            await pipe.send("PING")
+        except (StoreGone, ScriptError) as error:
+            log.info("gate_left_without_redis", reason=f"{type(error).__name__}: {error}")
 
 
 async def _ended(task: "asyncio.Task[None]") -> None:

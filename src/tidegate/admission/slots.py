@@ -160,13 +160,18 @@ class _Held:
         try:
             return await self._slots.sit(self._ask, self._entry, self._deadline_s)
         except BaseException:
-            self._slots.leave(self._entry, self._ask.spent())
+            self._slots.leave(self._entry, UNDO)
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._slots.leave(self._entry, self._ask.spent())
+        spent = UNDO
+        try:
+            spent = self._ask.spent()
+        finally:
+            # Whatever the figures are, or were to be: the slot is given back.
+            self._slots.leave(self._entry, spent)
 
 
 def queue_is_full(upstream: str, length: int, retry_ms: int = 1000) -> Overloaded:

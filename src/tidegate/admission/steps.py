@@ -103,13 +103,18 @@ def refusal_of(limits: Sequence[Matched], checks: Sequence[Check], reply: Reply)
     if reply.retry_ms > 0:
         headers["Retry-After"] = str(math.ceil(reply.retry_ms / 1000))
         headers["retry-after-ms"] = str(reply.retry_ms)
+    else:
+        # Time does not help.
+        headers["x-should-retry"] = "false"
     if len(reply.used) == len(checks):
         headers |= limit_headers(limits, checks, reply.used, reply.now_ms)
     amount = written_amount(limit.meter, limit.amount)
     if limit.meter == "cost":
         span = "in all" if limit.window == "total" else f"a {limit.window}"
+        # What a workspace may spend is not every caller's to know; what their own key may, is.
+        sum_of = f" of {amount} USD {span}" if limit.scope in ("key", "user") else ""
         return InsufficientQuota(
-            f"The budget {limit.label!r} of {amount} USD {span} has no room for this request: "
+            f"The budget {limit.label!r}{sum_of} has no room for this request: "
             "ask for less (max_tokens), or for a larger budget.",
             headers=headers,
         )
@@ -124,6 +129,7 @@ def refusal_of(limits: Sequence[Matched], checks: Sequence[Check], reply: Reply)
         )
         headers.pop("Retry-After", None)
         headers.pop("retry-after-ms", None)
+        headers["x-should-retry"] = "false"
     elif reply.retry_ms > 0:
         message += f" Try again in {math.ceil(reply.retry_ms / 1000)} s."
     return RateLimitExceeded(message, headers=headers)

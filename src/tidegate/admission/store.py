@@ -10,7 +10,8 @@ budgets and slots), `u:<upstream>` (an upstream's slots and limits). Every tag h
 - *leases*, one a worker: what a worker holds is taken from it when it has not been heard of for `LEASE_MS`.
 
 Invariants: a step is all or nothing; the same step twice is once (by worker and entry); nothing is counted below zero;
-what leaves gives back just what its hold says. Times are the store's own clock, in milliseconds.
+what leaves gives back just what its hold says; no counter passes `MOST`. Times are the store's own clock, in
+milliseconds.
 """
 
 from typing import Literal, Protocol
@@ -20,6 +21,11 @@ import msgspec
 LEASE_MS = 15_000
 RENEW_EVERY_S = 5.0
 CLAIM_WITHIN_MS = 2_000
+# The largest number that a script of Redis, which counts in doubles, counts exactly.
+MOST = 2**53 - 1
+# Entries that ended before their counter was seeded: so many are kept, those that ended last. It has to be more than a
+# sum names (`ledger/sums.py`), or where more end all the time no sum would ever reach back to what was dropped.
+MOST_UNSETTLED = 50_000
 # A sliding window is counted in so many buckets, and one more that is half gone.
 BUCKETS = 60
 
@@ -107,11 +113,15 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Spent(msgspec.Struct, frozen=True, array_like=True):
-    """What a request came to: `undo` gives all back, as if it had never been."""
+    """What a request came to: `undo` gives all back, as if it had never been.
+
+    `ended_ms` is when it ended by the wall clock of its worker, in milliseconds; 0: now.
+    """
 
     tokens: int = 0
     cost: int = 0
     undo: bool = False
+    ended_ms: int = 0
 
 
 UNDO = Spent(undo=True)
@@ -140,8 +150,6 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     entry: str
     checks: tuple[Check, ...]
     seat: Seat | None
-    # Ended already, for want of a store: what it came to is to be counted once.
-    spent: Spent | None = None
 
 
 class Presence(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -154,7 +162,11 @@ class Presence(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Seeding(msgspec.Struct, frozen=True, array_like=True):
-    """The ledger's sum for a calendar counter. `seen` are entries that ended lately and are in the sum."""
+    """The ledger's sum for a calendar counter.
+
+    `seen` are the entries in the sum that ended at `seen_since_ms` (wall clock) or later. What ended before is in the
+    sum, or nowhere.
+    """
 
     counter: str
     starts: int
@@ -162,13 +174,80 @@ class Seeding(msgspec.Struct, frozen=True, array_like=True):
     amount: int
     used: int
     seen: tuple[str, ...] = ()
+    seen_since_ms: int = 0
+
+
+def room_of(check: Check) -> int:
+    """Up to what a check lets its counter rise. One that only watches, as far as can be counted."""
+    return min(check.amount, MOST) if check.refuses else MOST
+
+
+def askable(asked: Asked) -> Asked:
+    """The step as a store can count it: a check that takes less than nothing, or more than `MOST`, asks for one more
+    than that, which no limit allows.
+    """
+    checks, seat = asked.checks, asked.seat
+    for check in checks:
+        if not (0 <= check.take <= MOST and check.amount <= MOST):
+            checks = tuple([_clamped(check, MOST + 1) for check in checks])
+            break
+    if seat is not None and not (0 <= seat.size <= MOST and 0 <= seat.weight <= MOST):
+        seat = _clamped_seat(seat)
+    return asked if checks is asked.checks and seat is asked.seat else Asked(asked.entry, checks, seat)
+
+
+def askable_more(more: Spent) -> Spent:
+    """A top-up as a store can count it, or refuse."""
+    return Spent(_in_range(more.tokens, MOST + 1), _in_range(more.cost, MOST + 1))
+
+
+def countable(spent: Spent) -> Spent:
+    """What was spent as a store can count it: at most `MOST`, and no less than nothing."""
+    if 0 <= spent.tokens <= MOST and 0 <= spent.cost <= MOST and 0 <= spent.ended_ms <= MOST:
+        return spent
+    tokens, cost, ended_ms = [max(0, min(n, MOST)) for n in (spent.tokens, spent.cost, spent.ended_ms)]
+    return Spent(tokens, cost, spent.undo, ended_ms)
+
+
+def countable_checks(checks: tuple[Check, ...]) -> tuple[Check, ...]:
+    """Checks that are not judged: what none could have taken was not."""
+    return tuple([_clamped(check, 0) for check in checks])
+
+
+def countable_held(one: Held) -> Held:
+    """What a worker holds, as a store can count it."""
+    return Held(one.entry, countable_checks(one.checks), None if one.seat is None else _clamped_seat(one.seat))
+
+
+def countable_seeding(seeding: Seeding) -> Seeding:
+    """A sum as a store can count it: at most `MOST`."""
+    amount, used = min(seeding.amount, MOST), max(0, min(seeding.used, MOST))
+    return msgspec.structs.replace(seeding, amount=amount, used=used)
+
+
+def _in_range(n: int, instead: int) -> int:
+    return n if 0 <= n <= MOST else instead
+
+
+def _clamped(check: Check, instead: int) -> Check:
+    if 0 <= check.take <= MOST and check.amount <= MOST:
+        return check
+    return msgspec.structs.replace(check, amount=min(check.amount, MOST), take=_in_range(check.take, instead))
+
+
+def _clamped_seat(seat: Seat) -> Seat:
+    size, weight = max(1, min(seat.size, MOST)), max(1, min(seat.weight, MOST))
+    return msgspec.structs.replace(seat, size=size, weight=weight)
 
 
 class GateStore(Protocol):
     """One atomic step a call. Raises `StoreGone` where the store cannot be asked: a step may then have been done."""
 
     async def take(self, tag: str, worker: str, asked: Asked) -> Reply:
-        """Takes every check and the seat, or nothing. Known entries are answered again, and nothing is taken."""
+        """Takes every check and the seat, or nothing. Known entries are answered again, and nothing is taken.
+
+        What takes less than nothing, or more than `MOST`, is refused, by a check that only watches as well.
+        """
         ...
 
     async def top_up(self, tag: str, worker: str, entry: str, more: Spent) -> Reply:
@@ -179,7 +258,8 @@ class GateStore(Protocol):
         """Gives back what an entry holds, whoever held it last, and counts what it came to. Never raises or waits.
 
         An entry that the store does not know is counted by `checks` (what it took is not: it is not there). A counter
-        of money counts an entry once, for ten minutes at least.
+        of money counts an entry once, for ten minutes at least, and none that says it ended before `seen_since_ms` of
+        the counter's seeding: the sum holds it.
         """
         ...
 
@@ -200,7 +280,12 @@ class GateStore(Protocol):
         ...
 
     async def seed(self, tag: str, seeding: Seeding) -> bool:
-        """Gives a counter the ledger's sum, where it has none. False where it had one: somebody was first."""
+        """Gives a counter the ledger's sum, where it has none. Whether the counter is known now: somebody may have
+        been first.
+
+        False where of what ended meanwhile so much had to be dropped (`MOST_UNSETTLED`) that the sum does not name all
+        that may be among it. A later sum will.
+        """
         ...
 
     async def place(self, tag: str, worker: str, entry: str) -> int:

@@ -49,9 +49,19 @@ def keys_command() -> None:
 @click.option("--budget", metavar="USD", help="The most that it may spend, such as 10.00. [no limit]")
 @click.option("--period", type=click.Choice(PERIODS), help="What the budget is for: a calendar's, in UTC. [month]")
 @click.option("--weight", type=click.IntRange(1, 100), help="Its share of a full upstream, beside other keys'. [1]")
+@click.option(
+    "--trust-attribution",
+    is_flag=True,
+    help="Believe whom its requests name: the end user and the tags that they carry count for limits of those. For a "
+    "front end of your own, which sets them itself. [they are recorded alone]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def create(
-    expires: timedelta | None, weight: int | None, as_json: bool, **options: str | tuple[str, ...] | None
+    expires: timedelta | None,
+    weight: int | None,
+    trust_attribution: bool,
+    as_json: bool,
+    **options: str | tuple[str, ...] | None,
 ) -> None:
     """Create an API key and print it, once.
 
@@ -59,7 +69,8 @@ def create(
     """
     expires_at = None if expires is None else datetime.now(UTC) + expires
     limits = _limits({name: options.pop(name) for name in ("rpm", "tpm", "concurrency", "budget", "period")})
-    new = from_options(NewKey, {**options, "expires_at": expires_at, "limits": limits, "queue_weight": weight})
+    said = {"expires_at": expires_at, "queue_weight": weight, "trusts_attribution": trust_attribution}
+    new = from_options(NewKey, {**options, **said, "limits": limits})
     created = _with_keys(lambda keys, _: keys.create(new))
     _show(created, f"Created the key {new.name!r}", as_json=as_json)
 
@@ -181,6 +192,7 @@ def _document(key: ApiKey, workspace: str, owner: str) -> dict[str, object]:
         "workspace": workspace,
         "scopes": key.scopes,
         "models": key.models,
+        "trusts_attribution": key.trusts_attribution,
         "state": _state(key),
         "created_at": key.created_at,
         "expires_at": key.expires_at,

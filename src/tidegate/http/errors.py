@@ -172,7 +172,7 @@ def _retry_headers(error: TidegateError) -> dict[str, str]:
     seconds = next((value for name, value in error.headers.items() if name.lower() == "retry-after"), None)
     if error.http_code == InsufficientQuota.code:
         headers["x-should-retry"] = "false"
-    elif seconds is not None and error.http_status in (429, 503):
+    elif seconds is not None and error.http_status in (429, 503) and "x-should-retry" not in error.headers:
         headers["x-should-retry"] = "true"
     # It may be a date; then that is all there is.
     if seconds is not None and seconds.isdecimal() and "retry-after-ms" not in error.headers:

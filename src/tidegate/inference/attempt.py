@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import anyio
 import structlog
 
-from tidegate.admission.checks import Reserve
-from tidegate.admission.gate import Admitted
+from tidegate.admission.gate import Admitted, refuse_unpriced
 from tidegate.admission.slots import Lease, SlotAsk
 from tidegate.admission.store import UNDO, Spent
 from tidegate.errors import UpstreamError, UpstreamRefused
+from tidegate.inference.estimate import attempt_reserve
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.gateway import Gateway
 from tidegate.inference.reading import ChatReader
@@ -134,8 +134,10 @@ def _slot_ask(exchange: Exchange, planned: PlannedAttempt, way: Way, spent: Call
     principal, reservation = exchange.principal, way.reservation
     reserve = way.admitted.reserve
     limits = way.admitted.limits.upstream(planned.upstream.name, way.plan.name, way.plan.model.groups)
-    if limits and planned.price is None:
-        reserve = Reserve(reserve.tokens, None)
+    if limits:
+        reserve = attempt_reserve(exchange, way.plan, planned)
+        if reserve.cost is None:
+            refuse_unpriced(planned.model, limits)
     return SlotAsk(
         entry_id=reservation.opened.entry_id,
         n=reservation.attempt_count + 1,

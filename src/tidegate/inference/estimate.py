@@ -11,7 +11,8 @@ from tidegate.admission.checks import Reserve
 from tidegate.admission.gate import CallerAsk
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.wire import ChatCall
-from tidegate.limits.values import nano_usd
+from tidegate.limits.values import MOST, nano_usd
+from tidegate.routing.catalogue import PlannedAttempt
 from tidegate.routing.plan import Plan
 
 _BYTES_A_TOKEN = 3
@@ -56,7 +57,22 @@ def caller_ask(exchange: Exchange, plan: Plan, cost: Decimal | None) -> CallerAs
         attribution=exchange.attribution,
         model=plan.name,
         groups=model.groups,
-        reserve=Reserve(input_tokens + output, None if cost is None else nano_usd(cost)),
+        reserve=_reserve(input_tokens + output, cost),
         output_tokens=output,
-        more=Reserve(more, None if more_cost is None else nano_usd(more_cost)),
+        more=_reserve(more, more_cost),
     )
+
+
+def attempt_reserve(exchange: Exchange, plan: Plan, planned: PlannedAttempt) -> Reserve:
+    """What one attempt may come to at its own price, for its upstream's own limits."""
+    call = exchange.call
+    most_input, output = call.input_bytes + _TOKENS_A_MESSAGE * call.message_count, output_tokens(call, plan)
+    tokens = call.input_bytes // _BYTES_A_TOKEN + _TOKENS_A_MESSAGE * call.message_count + output
+    price = planned.price
+    return _reserve(tokens, None if price is None else price.dearest(input_tokens=most_input, output_tokens=output))
+
+
+def _reserve(tokens: int, cost: Decimal | None) -> Reserve:
+    """Past what any limit can hold it is one more than that: no limit has room for it."""
+    most = MOST + 1
+    return Reserve(min(tokens, most), None if cost is None else min(nano_usd(cost), most))

@@ -18,6 +18,7 @@ import asyncio
 import structlog
 
 from tidegate.errors import (
+    AnswerCut,
     Draining,
     InternalError,
     InvalidRequest,
@@ -121,7 +122,7 @@ async def _try_in_order(gateway: Gateway, exchange: Exchange, attempts: list[Pla
         try:
             async with open_attempt(gateway, exchange, attempt, way) as live:
                 await relay(live, exchange)
-        except UpstreamRefused:
+        except (UpstreamRefused, AnswerCut):
             raise
         except (UpstreamError, Overloaded, RateLimitExceeded) as failure:
             if exchange.client.has_content or attempt is attempts[-1]:

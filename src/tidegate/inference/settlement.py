@@ -11,6 +11,7 @@ from decimal import Decimal
 from tidegate.admission.gate import Admitted
 from tidegate.admission.store import Spent
 from tidegate.errors import (
+    AnswerCut,
     Draining,
     InternalError,
     Overloaded,
@@ -44,11 +45,11 @@ def outcome_of(error: BaseException | None, client: Client) -> Outcome:
             return "timed_out"
         case UpstreamError():
             return "upstream_failed"
-        case Overloaded():
+        case AnswerCut():
+            return "interrupted"
+        case Overloaded() | RateLimitExceeded():
+            # The latter is an upstream's own limit.
             return "rejected"
-        case RateLimitExceeded():
-            # An upstream's own limit refused it; or its answer was cut for want of a budget.
-            return "interrupted" if client.has_content else "rejected"
         case _:
             return "interrupted"
 

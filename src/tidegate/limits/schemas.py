@@ -47,6 +47,13 @@ class NewLimit(MeteredAmount):
         scope: LimitScope | None = info.data.get("scope")
         return subject if subject is None or scope is None else _subject_of(scope, subject)
 
+    @field_validator("on_overrun")
+    @classmethod
+    def _upstreams_cut_nothing(cls, on_overrun: Overrun, info: ValidationInfo) -> Overrun:
+        if on_overrun == "cut" and info.data.get("scope") == "upstream":
+            raise ValueError("must be finish: a stream is cut by its caller's limits, not by its upstream's")
+        return on_overrun
+
     @field_validator("zone")
     @classmethod
     def _zone_has_a_calendar(cls, zone: str | None, info: ValidationInfo) -> str | None:

@@ -120,6 +120,8 @@ class Limits:
                     row.amount = exact_amount(row.meter, change.amount)
                 except ValueError as error:
                     raise _invalid("amount", str(error)) from None
+            if change.on_overrun == "cut" and row.scope == "upstream":
+                raise _invalid("on_overrun", "must be finish: a stream is cut by its caller's limits")
             row.action = change.action or row.action
             row.on_overrun = change.on_overrun or row.on_overrun
         await self._changed(row.workspace_id)

@@ -20,10 +20,11 @@ import orjson
 from setproctitle import setproctitle
 from starlette.types import ASGIApp
 
+from tidegate.server.cpu import usable_cpus
 from tidegate.server.descriptors import raise_descriptor_limit
 from tidegate.server.drain import install_drain
 from tidegate.server.fork import run_in_fork
-from tidegate.server.pools import Pool
+from tidegate.server.pools import Pool, worker_count
 from tidegate.server.refusal import EXIT_REFUSED, StartRefused, print_faults
 from tidegate.settings import Settings, SettingsError, load_settings
 from tidegate.telemetry.logging import Process, configure_logging
@@ -50,7 +51,8 @@ def create_app(settings: Settings, pool: Pool | None) -> ASGIApp:
 
     share = {} if pool is None else {"pool_size": pool.size, "max_overflow": pool.overflow}
     leaving = partial(install_drain, linger_s=settings.server.linger_s)
-    return app.create_app(settings, lifespan.Surroundings(**share, leaving=leaving))
+    workers = worker_count(settings, usable_cpus()) * settings.database.max_replicas
+    return app.create_app(settings, lifespan.Surroundings(**share, workers=workers, leaving=leaving))
 
 
 def serve(process: Process, run: Callable[[Opening], None]) -> NoReturn:

@@ -32,7 +32,7 @@ async def create_key(keys: CallersKeysDep, body: KeyForm) -> KeyWithSecret:
 
 @router.patch("/{key_id}")
 async def change_key(keys: CallersKeysDep, key_id: uuid.UUID, body: ChangedKey) -> KeyView:
-    """Changes a key's name, models or expiry. It holds within a second."""
+    """Changes a key's name, models, expiry, or whether its attribution is trusted. It holds within a second."""
     return await keys.change(key_id, body)
 
 

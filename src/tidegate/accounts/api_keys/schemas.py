@@ -40,8 +40,9 @@ class ChangedKey(Input):
     name: Name | None = None
     models: ModelsOfKey | None = None
     expires_at: Future | None = None
+    trusts_attribution: bool | None = None
 
-    @field_validator("name", mode="before")
+    @field_validator("name", "trusts_attribution", mode="before")
     @classmethod
     def _is_given_or_left_out(cls, value: Any) -> Any:
         if value is None:
@@ -111,6 +112,7 @@ class KeyView(BaseModel):
     models: list[str] | None
     limits: list[KeyLimit]
     queue_weight: int
+    trusts_attribution: bool
     state: Literal["active", "expired", "revoked"]
     created_at: datetime
     expires_at: datetime | None

@@ -8,6 +8,8 @@ Nobody gets past what an admin gave them by making or changing a key:
   the scopes that it has itself. The same holds for who is shown a new secret by a rotation.
 - A key that a member makes is under the workspace's policies. A member lets a key admit more models or live longer only
   where it is one that a member could make: else an admin's generous limits would reach further than the admin meant.
+- An admin alone makes a key trusted of its attribution, or trusted no more: the first lets it use up what end users
+  and tags are allowed, the second frees it of their limits.
 """
 
 import uuid
@@ -107,9 +109,12 @@ class CallersKeys:
         async with self._database.transaction() as session:
             row = await self._find(session, key_id)
             require_not_revoked(row)
+            trusts = row.trusts_attribution if change.trusts_attribution is None else change.trusts_attribution
+            self._require_may_trust(is_trusted=row.trusts_attribution, wanted=trusts)
             if self._is_member and change.widens(row):
                 await self._require_a_member_s(session, row)
             row.name = change.name or row.name
+            row.trusts_attribution = trusts
             if "models" in change.model_fields_set:
                 row.models = None if change.models is None else list(change.models)
             if "expires_at" in change.model_fields_set:
@@ -144,9 +149,17 @@ class CallersKeys:
             raise PermissionDenied("Only an admin who is signed in names a key's owner: leave out 'owner'.")
         if not self._is_admin and form.queue_weight != 1:
             raise PermissionDenied("Only an admin who is signed in weighs keys: leave out 'queue_weight'.")
+        self._require_may_trust(is_trusted=False, wanted=form.trusts_attribution)
         if self._is_member and form.service_account:
             raise PermissionDenied("Keys of service accounts outlive people: ask an admin for one.")
         self._require_may_give(form.scopes)
+
+    def _require_may_trust(self, *, is_trusted: bool, wanted: bool) -> None:
+        if not self._is_admin and wanted != is_trusted:
+            raise PermissionDenied(
+                "Only an admin who is signed in says whose end users and tags are trusted: "
+                "leave out 'trusts_attribution'."
+            )
 
     def _require_may_give(self, scopes: Iterable[Scope]) -> None:
         mine = self._caller.scopes
