@@ -4,17 +4,19 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from tests.support import services
 from tests.support.caller import Caller
 from tests.support.server import _SECRETS as SECRETS_OF_GATEWAYS
 from tests.support.server import GatewayPlan, GatewayProcess
+from tests.support.services import Service
 from tests.support.stand_in import ECHO
 from tests.support.subscriptions import kill_subscriptions
 from tests.support.waiting import eventually
@@ -47,7 +49,8 @@ class Workers:
         self.changes = changes
         self.key = key
         self._caller = Caller(gateway.base_url, key.secret)
-        self._labels = (f"r-{n}" for n in itertools.count())
+        self._labels = (f"{key.prefix}-{n}" for n in itertools.count())
+        self._since = len(gateway.lines())
 
     async def ask(self) -> Answer:
         label, sent_at = next(self._labels), time.monotonic()
@@ -75,7 +78,7 @@ class Workers:
 
     def pids_of(self, status: int) -> set[int]:
         """The workers that gave this answer, by their access lines."""
-        lines = self.gateway.lines()
+        lines = self.gateway.lines()[self._since :]
         return {line["pid"] for line in lines if line.get("status") == status and line.get("path") == "/v1/models"}
 
 
@@ -84,39 +87,50 @@ def _keys(database: Database) -> ApiKeys:
     return ApiKeys(database, Keyring({kid: secret.encode()}))
 
 
-@asynccontextmanager
-async def two_workers(folder: Path, stores: dict[str, str]) -> AsyncIterator[Workers]:
-    plan = GatewayPlan(
-        catalogue=ECHO,
-        workers=2,
-        environment="production",
-        database_url=stores["database_url"],
-        redis_url=stores["redis_url"],
-        redis_prefix=stores["redis_prefix"],
-    )
-    redis = RedisSettings(url=SecretStr(stores["redis_url"]), key_prefix=stores["redis_prefix"])
-    async with GatewayProcess(folder, plan) as gateway:
-        database = await Database.open(stores["database_url"])
+@dataclass(frozen=True)
+class Served:
+    """One gateway for all of this file: each test has a key of its own."""
+
+    gateway: GatewayProcess
+    stores: dict[str, Any]
+
+    @asynccontextmanager
+    async def workers(self) -> AsyncIterator[Workers]:
+        redis = RedisSettings(url=SecretStr(self.stores["redis_url"]), key_prefix=self.stores["redis_prefix"])
+        database = await Database.open(self.stores["database_url"])
         try:
             key = await _keys(database).create(NewKey(name="to be revoked"))
             async with Changes.publishing(Settings(environment="test", redis=redis)) as changes:
-                workers = Workers(gateway, database, changes, key)
+                workers = Workers(self.gateway, database, changes, key)
                 await workers.known_to_both()
                 yield workers
         finally:
             await database.aclose()
 
 
-@pytest.fixture
-def stores(postgres_url: str, redis_url: str, redis_prefix: str) -> dict[str, str]:
-    return {"database_url": postgres_url, "redis_url": redis_url, "redis_prefix": redis_prefix}
+@pytest.fixture(scope="module")
+def stores(postgres_service: Service, redis_service: Service) -> Iterator[dict[str, Any]]:
+    database_url = services.create_database(postgres_service)
+    url, prefix = services.redis_url(redis_service), database_url.rpartition("/")[2].replace("_", "-")
+    try:
+        yield {"database_url": database_url, "redis_url": url, "redis_prefix": prefix}
+    finally:
+        services.drop_database(postgres_service, database_url)
+        services.delete_keys(url, prefix)
+
+
+@pytest.fixture(scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory, stores: dict[str, Any]) -> AsyncIterator[Served]:
+    plan = GatewayPlan(catalogue=ECHO, workers=2, environment="production", **stores)
+    async with GatewayProcess(tmp_path_factory.mktemp("revocation"), plan) as gateway:
+        yield Served(gateway, stores)
 
 
 @pytest.mark.parametrize("telling", ["is heard", "comes just after a loss", "is lost with the subscriptions"])
 async def test_a_revoked_key_is_refused_by_every_worker_within_a_second(
-    tmp_path: Path, stores: dict[str, str], telling: str
+    served: Served, stores: dict[str, Any], telling: str
 ) -> None:
-    async with two_workers(tmp_path, stores) as workers:
+    async with served.workers() as workers:
         if telling == "comes just after a loss":
             assert await kill_subscriptions(stores["redis_url"], stores["redis_prefix"]) == 2
         await workers.keys.revoke(workers.key.prefix)
@@ -133,10 +147,8 @@ async def test_a_revoked_key_is_refused_by_every_worker_within_a_second(
 
 
 @pytest.mark.parametrize("command", ["revoke", "rotate"])
-async def test_a_command_ends_a_key_in_every_worker_within_a_second(
-    tmp_path: Path, stores: dict[str, str], command: str
-) -> None:
-    async with two_workers(tmp_path, stores) as workers:
+async def test_a_command_ends_a_key_in_every_worker_within_a_second(served: Served, command: str) -> None:
+    async with served.workers() as workers:
         asking = asyncio.create_task(workers.ask_until(time.monotonic() + 60))
         done = await workers.gateway.command("keys", command, workers.key.prefix, "--json")
         ended_at = time.monotonic()
@@ -150,9 +162,9 @@ async def test_a_command_ends_a_key_in_every_worker_within_a_second(
 
 
 async def test_a_key_in_use_goes_on_through_the_loss_of_every_subscription(
-    tmp_path: Path, stores: dict[str, str]
+    served: Served, stores: dict[str, Any]
 ) -> None:
-    async with two_workers(tmp_path, stores) as workers:
+    async with served.workers() as workers:
         asking = asyncio.create_task(workers.ask_until(time.monotonic() + 2))
         for _ in range(5):
             await kill_subscriptions(stores["redis_url"], stores["redis_prefix"])
