@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from tests.support.credentials import database_at_head
+from tests.support.credentials import database_at_head, keyrings
 from tests.support.ledger_entries import an_attempt, an_entry
 from tests.support.services import delete_keys
 from tests.support.waiting import eventually
 from tests.unit.limits import a_limit
 from tests.unit.scripted_store import TAG, ScriptedStore, a_desk
+from tidegate.accounts.keys import ApiKeys
+from tidegate.accounts.schemas import NewKey
 from tidegate.admission.budgets import LedgerSeeder, LedgerSum
 from tidegate.admission.checks import Reserve, check_of
 from tidegate.admission.epoch import SETTLE_S, Epoch, life_of
@@ -66,11 +68,13 @@ async def sum_of(database: Database, limit: Limit, subject: str | None = None) -
 
 async def test_sums_are_of_what_a_limit_is_about(database: Database) -> None:
     yesterday = datetime.now(UTC) - timedelta(days=1)
+    front_end = NewKey(name="front end", trusts_attribution=True)
+    trusted = await ApiKeys(database, keyrings().peppers).create(front_end)
     other_workspace = served("0.5", workspace_id=uuid.uuid4(), key_id=uuid.uuid4(), user_id=uuid.uuid4())
     entries = [
         served("1.25"),
         served("0.000000000001", key_id=None),
-        served("2", user_id=None, end_user="zoë", tags={"team": 'a"b', "x.y": "1"}),
+        served("2", key_id=trusted.id, user_id=None, end_user="zoë", tags={"team": 'a"b', "x.y": "1"}),
         served(None, model="other"),
         served("4", started_at=yesterday, ended_at=datetime.now(UTC)),
         served("8", upstream="azure"),
@@ -81,7 +85,7 @@ async def test_sums_are_of_what_a_limit_is_about(database: Database) -> None:
     for used, limit, subject in (
         (everything, a_limit(**budget, scope="workspace"), None),
         (everything + USD // 2, a_limit(**budget, scope="deployment"), None),
-        (11_250_000_000, a_limit(**budget), str(KEY)),
+        (9_250_000_000, a_limit(**budget), str(KEY)),
         (9_250_000_001, a_limit(**budget, scope="user"), str(USER)),
         (2 * USD, a_limit(**budget, scope="end_user"), "zoë"),
         (2 * USD, a_limit(**budget, scope="tag", subject='team=a"b'), None),
@@ -117,9 +121,56 @@ async def test_what_ended_lately_is_named_by_attempt_where_an_upstreams_limit_co
     late, early = served("1"), served("1", started_at=long_ago, ended_at=long_ago)
     await LedgerStore(database).insert([late, early])
     total = {"meter": "cost", "window": "total"}
-    assert await sum_of(database, a_limit(**total, scope="workspace")) == LedgerSum(2 * USD, (late.entry_id.hex,))
+    found = await sum_of(database, a_limit(**total, scope="workspace"))
+    assert (found.used, found.seen) == (2 * USD, (late.entry_id.hex,))
+    assert ms_of(long_ago) < found.seen_since_ms <= ms_of(late.ended_at) - SEEN_S * 1000 + 60_000
     named = await sum_of(database, a_limit(**total, scope="upstream"), "local")
-    assert named == LedgerSum(2 * USD, (f"{late.entry_id.hex}.1",))
+    assert (named.used, named.seen) == (2 * USD, (f"{late.entry_id.hex}.1",))
+
+
+async def test_all_that_ended_since_a_sum_says_are_named_in_it_however_many_did(database: Database) -> None:
+    now = datetime.now(UTC)
+    # The third and the fourth ended at once, and only three are named.
+    ends = [now - timedelta(seconds=ago) for ago in (1, 2, 3, 3, 4, 200)]
+    entries = [served("1", started_at=end, ended_at=end) for end in ends]
+    await LedgerStore(database).insert(entries)
+    limit = a_limit(meter="cost", window="total", scope="workspace")
+    found = await DatabaseSums(database, most_seen=3).of(limit, None, 0, 0)
+    assert found.used == 6 * USD
+    assert {*found.seen} > {entry.entry_id.hex for entry in entries[:2]}
+    assert ms_of(ends[2]) < found.seen_since_ms <= ms_of(ends[1])
+    assert (await DatabaseSums(database, most_seen=7).of(limit, None, 0, 0)).seen_since_ms < ms_of(ends[4])
+
+
+def ms_of(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+async def test_what_was_spent_alone_in_a_long_outage_is_counted_once(on_sqlite: Database) -> None:
+    """The store comes back empty, and each entry that ended without it is told with its checks."""
+    shared = ScriptedStore()
+    shared.now_ms = int(time.time() * 1000)
+    desk = a_desk(shared)
+    now = datetime.now(UTC)
+    ends = [now - timedelta(seconds=ago) for ago in (600, 300, 130, 119, 30, 1)]
+    entries = [served("1", started_at=end, ended_at=end) for end in ends]
+    # The last is not in the ledger yet.
+    await LedgerStore(on_sqlite).insert(entries[:-1])
+    limit = a_limit(meter="cost", window="total", amount=10 * USD, subject=str(KEY))
+    limits, one = [Matched(limit, limit.id.hex)], Reserve(cost=USD)
+    checks = (check_of(limits[0], Reserve(), time.time()),)
+
+    def tells(named: list[Entry]) -> None:
+        for entry in named:
+            spent = Spent(cost=USD, ended_ms=ms_of(entry.ended_at) + 500)
+            shared.release(TAG, "w1", entry.entry_id.hex, spent, checks)
+
+    # One worker is back before the counter is seeded, the other after.
+    tells(entries[::2])
+    steps = Steps(desk, LedgerSeeder(desk, DatabaseSums(on_sqlite)))
+    assert (await steps.take(TAG, "e1", limits, one)).reply.used == (6 * USD,)
+    tells(entries)
+    assert (await steps.take(TAG, "e2", limits, one)).reply.used == (8 * USD,)
 
 
 class Lives:
@@ -140,7 +191,10 @@ async def test_a_store_that_was_never_seen_is_seeded_at_once_and_another_life_is
     lives.life = "run@emptied"
     assert not await second.may_seed()
     assert not await first.may_seed()
-    assert (await first.look(), await second.look()) == (False, False)
+    for epoch in (first, second):
+        await epoch.look()
+        # The first and the other: to look again makes no more of them.
+        assert epoch.lives == 2
     await long_ago(database, timedelta(seconds=SETTLE_S))
     # Who comes now knows by the database that all have had their time.
     assert await Epoch(database, lives).may_seed()

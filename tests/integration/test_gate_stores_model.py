@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
@@ -16,33 +17,26 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.support.gate_stores import START_MS, TwinStores
+from tests.support.gate_stores import START_MS, TwinStores, mostly
 from tests.support.model_of_gate import Entry, Model
-from tidegate.admission.store import UNDO, Asked, Check, Held, Reply, Seat, Seeding, Spent
+from tidegate.admission.store import MOST, UNDO, Asked, Check, Held, Reply, Seat, Seeding, Spent
 
 # More by hand: GATE_EXAMPLES=1200 pytest tests/integration/test_gate_stores_model.py
 EXAMPLES = int(os.environ.get("GATE_EXAMPLES", "60"))
 WINDOW_S = 50
 QUEUE_LENGTH = 4
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
-SPENT = st.builds(Spent, st.integers(0, 300), st.integers(0, 300), st.booleans())
+MOMENTS = st.sampled_from([0, 0, START_MS - 200_000, START_MS, START_MS + 5_000, START_MS + 60_000])
+SPENT = st.builds(Spent, st.integers(0, 300), st.integers(0, 300), st.booleans(), MOMENTS)
 REQUESTS = Check("7:key:a:p", "sliding", "requests", 6, 1)
 TOKENS = Check("8:key:a", "sliding", "tokens", 500, 0)
+WATCHED = Check("8:key:w", "sliding", "tokens", 100, 0, refuses=False, alerts=True)
 SLOTS = Check("9:key:a:n", "held", "concurrency", 4, 1)
 # What it has counted is told by taking nothing of it: so at the end.
 ALWAYS = Check("10:total|}x", "calendar", "tokens", 5000, 0, alerts=True)
 
-
-COMBINATIONS = [
-    "seat",
-    "seat",
-    "seat slots",
-    "seat requests always",
-    "requests tokens slots",
-    "tokens",
-    "day always",
-    "slots day",
-]
+COMBINATIONS = ["seat", "seat", "seat slots", "seat requests always", "requests tokens slots", "tokens"]
+COMBINATIONS += ["day always", "slots day", "watched", "watched tokens day"]
 
 
 class GateMachine(RuleBasedStateMachine):
@@ -68,7 +62,7 @@ class GateMachine(RuleBasedStateMachine):
             for check in (ALWAYS, self._day(0)):
                 n = used * check.amount // 5000
                 self.stores.seed(Seeding(check.counter, check.starts, check.ends, check.amount, n))
-                self.model.seeds(check, n, ())
+                self.model.seeds(check, n, (), 0)
 
     # Time and callers
 
@@ -82,8 +76,8 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(
         worker=WORKERS,
-        flow_and_size=st.tuples(st.sampled_from(["a", "b|c", "{d}:e"]), st.integers(0, 100)),
-        tokens=st.integers(1, 200),
+        flow_and_size=st.tuples(st.sampled_from(["a", "b|c", "{d}:e"]), mostly(st.integers(0, 100))),
+        tokens=mostly(st.integers(1, 200)),
         which=st.sampled_from(COMBINATIONS),
         times=st.integers(1, 6),
     )
@@ -97,6 +91,7 @@ class GateMachine(RuleBasedStateMachine):
         all_checks = {
             "requests": REQUESTS,
             "tokens": Check(TOKENS.counter, "sliding", "tokens", TOKENS.amount, tokens),
+            "watched": msgspec.structs.replace(WATCHED, take=tokens),
             "slots": SLOTS,
             "day": self._day(tokens),
             "always": Check(ALWAYS.counter, "calendar", "tokens", ALWAYS.amount, tokens, alerts=True),
@@ -129,7 +124,7 @@ class GateMachine(RuleBasedStateMachine):
         assert reply.seat == entry.state
 
     @precondition(lambda self: self.model.entries)
-    @rule(data=st.data(), more=st.builds(Spent, st.integers(0, 50), st.integers(0, 50)))
+    @rule(data=st.data(), more=st.builds(Spent, mostly(st.integers(0, 50)), mostly(st.integers(0, 50))))
     def tops_up(self, data: st.DataObject, more: Spent) -> None:
         entry = self._one(data)
         self._begins()
@@ -139,13 +134,18 @@ class GateMachine(RuleBasedStateMachine):
             assert reply.said == "gone"
             return
         wanted = {"tokens": more.tokens, "cost": more.cost}
-        is_over = any(
-            wanted.get(check.meter, 0) and self.model.used(check) + wanted[check.meter] > check.amount
-            for check in entry.checks
-            if check.kind != "held" and self.model.is_now(check)
-        )
-        assert reply.said == ("refused" if is_over else "taken")
-        if not is_over:
+        over = [
+            at
+            for at, check in enumerate(entry.checks)
+            if (n := wanted.get(check.meter, 0))
+            and (check.kind == "sliding" or self.model.is_current(check))
+            and not self.model.has_room(check, n)
+        ]
+        assert reply.said == ("refused" if over else "taken")
+        if over:
+            assert reply.at == over[0]
+        else:
+            assert len(reply.used) == len(entry.checks)
             self.model.tops_up(entry, more)
 
     # Endings
@@ -242,14 +242,14 @@ class GateMachine(RuleBasedStateMachine):
 
     # What the ledger and the server do
 
-    @rule(used=st.integers(0, 600), data=st.data(), is_day=st.booleans())
-    def is_seeded(self, used: int, data: st.DataObject, is_day: bool) -> None:
+    @rule(used=st.integers(0, 600), data=st.data(), is_day=st.booleans(), since_ms=MOMENTS)
+    def is_seeded(self, used: int, data: st.DataObject, is_day: bool, since_ms: int) -> None:
         check = self._day(0) if is_day else ALWAYS
         names = [name for _, name, _, _ in self.ended[-3:]] + [entry.name for entry in self.model.entries.values()]
         seen = tuple(data.draw(st.lists(st.sampled_from(names), unique=True), label="seen")) if names else ()
         self._begins()
-        seeding = Seeding(check.counter, check.starts, check.ends, check.amount, used, seen)
-        assert self.stores.seed(seeding) == self.model.seeds(check, used, seen)
+        assert self.stores.seed(Seeding(check.counter, check.starts, check.ends, check.amount, used, seen, since_ms))
+        self.model.seeds(check, used, seen, since_ms)
         self._grants("")
 
     @precondition(lambda self: self.made > 20)
@@ -281,12 +281,12 @@ class GateMachine(RuleBasedStateMachine):
             self.stores.clock.passes(1)
             self._begins()
             assert self.stores.in_use() == 0
-            checks = (REQUESTS, TOKENS, SLOTS)
+            checks = (REQUESTS, TOKENS, WATCHED, SLOTS)
             assert self.stores.used(checks) == tuple(self.model.used(check) for check in checks)
             assert self.stores.used((SLOTS,)) == (0,)
             for check in (self._day(0), ALWAYS):
                 self.stores.seed(Seeding(check.counter, check.starts, check.ends, check.amount, 0))
-                self.model.seeds(check, 0, ())
+                self.model.seeds(check, 0, (), 0)
                 budget = self.model.budget(check)
                 assert self.stores.used((check,)) == (budget.base + sum(budget.spent.values()),)
         finally:
@@ -312,7 +312,8 @@ class GateMachine(RuleBasedStateMachine):
     def _judge(self, entry: Entry, before: list[int], reply: Reply) -> None:
         model, checks = self.model, entry.checks
         unknown = [at for at, c in enumerate(checks) if c.kind == "calendar" and not model.budget(c).is_known]
-        over = [at for at, check in enumerate(checks) if before[at] + check.take > check.amount]
+        most = [check.amount if check.refuses else MOST for check in checks]
+        over = [at for at, c in enumerate(checks) if not 0 <= c.take <= MOST or before[at] + c.take > most[at]]
         if unknown:
             assert reply.said == "unseeded"
             assert list(reply.unseeded) == unknown
@@ -329,6 +330,8 @@ class GateMachine(RuleBasedStateMachine):
             self._admitted(entry)
             assert list(reply.used) == [model.used(check) for check in checks]
             for check in checks:
+                if not check.refuses:
+                    continue
                 if check.kind == "sliding":
                     assert model.in_last_minute(check.counter) <= check.amount
                 assert model.used(check) <= check.amount

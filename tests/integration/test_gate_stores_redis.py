@@ -57,7 +57,7 @@ def test_every_key_is_of_its_tag_and_has_an_end(stores: TwinStores, client: "red
     stores.release("w1", "w1-1", Spent())
     keys = [cast("bytes", key).decode() for key in client.scan_iter(f"*{redis_prefix}*", count=1000)]
     kinds = {key.removeprefix(f"{redis_prefix}:{{{TAG}}}:").partition(":")[0] for key in keys}
-    assert {"t", "w", "h", "o", "oz", "q", "r", "l", "f", "u", "s", "m", "i", "p", "e"} <= kinds
+    assert {"t", "w", "h", "o", "oz", "q", "r", "l", "f", "u", "s", "m", "i", "p", "pz", "e"} <= kinds
     assert [key for key in keys if not key.startswith(f"{redis_prefix}:{{{TAG}}}:")] == []
     assert [key for key in keys if client.ttl(key) < 0] == []
 

@@ -188,6 +188,22 @@ async def test_a_change_is_of_amount_action_and_overrun_alone(on_sqlite: LimitsA
     assert cut.json() == created | {"on_overrun": "cut", "amount": 61}
 
 
+async def test_an_upstreams_limit_cuts_nothing(on_sqlite: LimitsApi) -> None:
+    cut: Json = {"on_overrun": "cut"}
+    created = await on_sqlite.create(scope="upstream", subject="openai")
+    for method, path, body in (
+        ("POST", "", A_BUDGET | {"scope": "upstream", "subject": "openai"} | cut),
+        ("POST", "", A_BUDGET | {"scope": "upstream"} | cut),
+        ("PATCH", f"/{created['id']}", cut),
+    ):
+        refused = await on_sqlite.call(method, path, json=body)
+        assert refused.status_code == 422
+        (fault,) = refused.json()["error"]["errors"]
+        assert fault["loc"] == ["body", "on_overrun"]
+        assert "must be finish" in fault["message"]
+    assert await on_sqlite.listed() == [created]
+
+
 async def test_a_member_reads_the_limits_of_their_workspace_and_changes_none(api: LimitsApi) -> None:
     own, other = await api.create(), await api.create(workspace_id=str(api.research))
     shared = await api.create(scope="deployment")

@@ -6,7 +6,7 @@ several answers are right (to whom a slot goes), and says what is wrong with it.
 
 from dataclasses import dataclass, field
 
-from tidegate.admission.store import Check, Held, Seat, Spent
+from tidegate.admission.store import MOST, Check, Held, Seat, Spent
 
 LEASE_MS = 15_000
 CLAIM_MS = 2_000
@@ -37,13 +37,15 @@ class Entry:
 
 @dataclass
 class Budget:
-    """A calendar's window: what the ledger's sum was, and what each entry came to since."""
+    """A calendar's window: what the ledger's sum was, and what each entry came to since, and when it ended."""
 
     starts: int
     ends: int
     is_known: bool = False
     base: int = 0
     spent: dict[str, int] = field(default_factory=dict)
+    ended_ms: dict[str, int] = field(default_factory=dict)
+    seen_since_ms: int = 0
 
 
 class Model:
@@ -91,6 +93,10 @@ class Model:
     def is_now(self, check: Check) -> bool:
         return not check.ends or check.starts <= self.now_ms // 1000 < check.ends
 
+    def has_room(self, check: Check, n: int) -> bool:
+        """Whether a counter may rise by `n`. Nobody takes less than nothing, or what cannot be counted."""
+        return 0 <= n <= MOST and self.used(check) + n <= (check.amount if check.refuses else MOST)
+
     # What happens
 
     def passes_to(self, now_ms: int) -> None:
@@ -124,7 +130,7 @@ class Model:
                 continue
             if check.kind == "sliding":
                 self._slide_more(entry, check.counter, n)
-            elif check.kind == "calendar" and self._is_of_window(entry, check) and self._is_current(check):
+            elif check.kind == "calendar" and self._is_of_window(entry, check) and self.is_current(check):
                 entry.reserved[check.counter] = entry.reserved.get(check.counter, 0) + n
 
     def end(self, entry: Entry, spent: Spent) -> None:
@@ -137,40 +143,41 @@ class Model:
                 before = sum(piece.n for piece in pieces[:-1])
                 pieces[-1].n = 0 if spent.undo else max(0, came_to - before)
             if check.kind == "calendar" and not spent.undo:
-                self.spends(entry.name, check, came_to)
+                self.spends(entry.name, check, came_to, spent.ended_ms)
 
-    def spends(self, name: str, check: Check, came_to: int) -> None:
-        """Once, in the window that it was taken in."""
-        if self._is_current(check):
+    def spends(self, name: str, check: Check, came_to: int, ended_ms: int) -> None:
+        """Once, in the window that it was taken in, and not what the sum holds."""
+        if self.is_current(check):
             budget = self.budget(check)
-            if budget.is_known:
+            if not (0 < ended_ms < budget.seen_since_ms):
                 budget.spent.setdefault(name, came_to)
-            else:
-                budget.spent[name] = came_to
+                budget.ended_ms.setdefault(name, ended_ms or self.now_ms)
 
     def spends_unknown(self, name: str, checks: tuple[Check, ...], spent: Spent) -> None:
         for check in checks:
             if check.kind == "calendar" and self.is_now(check):
                 self.budget(check)
                 if not spent.undo:
-                    self.spends(name, check, spent.tokens if check.meter == "tokens" else spent.cost)
+                    came_to = spent.tokens if check.meter == "tokens" else spent.cost
+                    self.spends(name, check, came_to, spent.ended_ms)
 
-    def seeds(self, check: Check, used: int, seen: tuple[str, ...]) -> bool:
+    def seeds(self, check: Check, used: int, seen: tuple[str, ...], seen_since_ms: int) -> None:
         budget = self.budget(check)
         if budget.is_known:
-            return False
-        budget.is_known, budget.base = True, used
+            return
+        budget.is_known, budget.base, budget.seen_since_ms = True, used, seen_since_ms
+        # Forgotten, not counted as nothing: it may be told again with another end.
+        budget.spent = {name: n for name, n in budget.spent.items() if budget.ended_ms[name] >= seen_since_ms}
         budget.spent.update(dict.fromkeys(seen, 0))
-        return True
 
     def holds_anyway(self, worker: str, held: Held) -> None:
         known = self.entries.get((worker, held.entry))
         if known is None:
             self.orphans.pop(held.entry, None)
-            checks = tuple(c for c in held.checks if c.kind != "sliding" and self.is_now(c))
-            known = Entry(worker, held.entry, checks, held.seat)
-            known.reserved = {check.counter: check.take for check in checks}
-            for check in checks:
+            known = Entry(worker, held.entry, held.checks, held.seat)
+            counted = [c for c in held.checks if c.kind != "sliding" and self.is_now(c)]
+            known.reserved = {check.counter: check.take for check in counted}
+            for check in counted:
                 if check.kind == "calendar":
                     self.budget(check)
             self.entries[worker, held.entry] = known
@@ -205,7 +212,7 @@ class Model:
             pieces.append(Piece(counter, self.now_ms, n))
             self.slides.append(pieces[-1])
 
-    def _is_current(self, check: Check) -> bool:
+    def is_current(self, check: Check) -> bool:
         budget = self.budgets.get(check.counter)
         return budget is not None and (budget.starts, budget.ends) == (check.starts, check.ends)
 

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from tests.support.waiting import eventually
 from tests.unit.limits import a_limit
+from tests.unit.virtual_time import in_virtual_time, now
 from tidegate.admission.alerts import SIGNATURE_HEADER, Alerts, signature
 from tidegate.admission.alone import LocalStore
 from tidegate.admission.store import Alert, Asked, Check, Seeding, Spent
@@ -154,6 +155,41 @@ async def test_a_webhook_that_hangs_holds_up_nobody_and_no_memory() -> None:
         alerts.tell("w:1", (ALERT,) * 1_500)
         assert alerts.dropped == 500
         assert alerts.told[80] == 1_501
+
+
+async def test_what_is_left_at_the_end_is_delivered() -> None:
+    heard: list[int] = []
+
+    async def hears(request: httpx2.Request) -> httpx2.Response:
+        await asyncio.sleep(0)
+        heard.append(json.loads(request.content)["level"])
+        return httpx2.Response(204)
+
+    async with alerting(hears) as alerts:
+        alerts.tell("w:1", (ALERT,) * 3)
+        assert heard == []
+    assert heard == [80] * 3
+
+
+@in_virtual_time
+async def test_what_cannot_be_delivered_within_a_second_of_the_end_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hanging = asyncio.Event()
+
+    async def hangs(_: httpx2.Request) -> httpx2.Response:
+        hanging.set()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async with alerting(hangs) as alerts:
+        alerts.tell("w:1", (ALERT,))
+        await hanging.wait()
+        alerts.tell("w:1", (ALERT,) * 2)
+        ends_at = now()
+    assert now() - ends_at == pytest.approx(1.0)
+    lines = [line for line in logged(caplog, "alert_not_delivered") if line["reason"] == "shutdown"]
+    assert [(line["label"], line["level"]) for line in lines][:2] == [("workspace-cost-month", 80)] * 2
 
 
 def test_a_signature_is_of_its_time_and_its_body() -> None:

@@ -85,7 +85,7 @@ def test_an_alert_of_what_slides_is_told_once_a_window() -> None:
 
 def test_an_entry_is_counted_once_for_ten_minutes_at_least() -> None:
     calendar = Calendar()
-    calendar.seed(0, ("seen",), START_MS)
+    calendar.seed(0, ("seen",), 0, START_MS)
     money = Check("m", "calendar", "cost", 100, 5)
     now = START_MS // COUNTED_MS * COUNTED_MS + COUNTED_MS - 1
     for entry, told in (("seen", False), ("e1", True), ("e1", False)):

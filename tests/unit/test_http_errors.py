@@ -107,6 +107,8 @@ async def test_our_own_error_keeps_its_headers(app: EdgeApp) -> None:
         (Unavailable("x", headers={"retry-after": "1"}), ("1", "1000", "true")),
         (RateLimitExceeded("x", headers={"Retry-After": "60"}), ("60", "60000", "true")),
         (InsufficientQuota("x", headers={"Retry-After": "3600"}), ("3600", "3600000", "false")),
+        (RateLimitExceeded("x", headers={"x-should-retry": "false"}), (None, None, "false")),
+        (RateLimitExceeded("x", headers={"Retry-After": "60", "x-should-retry": "false"}), ("60", "60000", "false")),
         (InsufficientQuota("x"), (None, None, "false")),
         (Draining("x"), ("1", "1000", "true")),
         (Overloaded("x"), (None, None, None)),

@@ -1,10 +1,11 @@
 """What is the memory store's alone; what both stores promise is in `integration/test_gate_stores*.py`."""
 
 from tidegate.admission.memory_store import MemoryStore
-from tidegate.admission.store import LEASE_MS, Asked, Check, Held, Seat, Spent
+from tidegate.admission.store import CLAIM_WITHIN_MS, LEASE_MS, Asked, Check, Held, Seat, Seeding, Spent
 
 START_MS = 1_800_000_000_000
 SLOTS = Check("slots", "held", "concurrency", 4, 1)
+BUDGET = Check("budget", "calendar", "cost", 1000, 10)
 MINUTE = Check("minute", "sliding", "requests", 60, 1)
 
 
@@ -57,3 +58,51 @@ async def test_a_limit_that_becomes_another_counts_anew() -> None:
     assert (await store.take("w:1", "w1", Asked("e3", (as_slots,)))).said == "refused"
     clock.now_ms += LEASE_MS
     assert (await store.take("w:1", "w1", Asked("e3", (as_slots,)))).said == "taken"
+
+
+async def test_a_wall_clock_that_jumps_frees_no_slot_that_is_held() -> None:
+    wall, steady = Clock(), Clock()
+    store = MemoryStore(wall, steady_ms=steady)
+    await store.seed("u:1", Seeding("budget", 0, 0, 1000, 0))
+    await store.take("u:1", "w1", Asked("e1", (SLOTS, BUDGET), Seat(1, 5)))
+    await store.take("u:1", "w2", Asked("e2", (), Seat(1, 5)))
+    for jump_ms in (LEASE_MS, -3_600_000, 86_400_000):
+        wall.now_ms += jump_ms
+        presence = await store.attend("u:1", "w2", ("e2",))
+        assert (presence.waiting, store.in_use("u:1")) == (("queued",), 1)
+    steady.now_ms += LEASE_MS
+    assert (await store.attend("u:1", "w2", ("e2",))).entries == 0
+    assert store.in_use("u:1") == 0
+
+
+async def test_the_clocks_of_a_store_that_is_given_none_do_not_bury_who_lives() -> None:
+    store = MemoryStore()
+    assert (await store.take("u:1", "w1", Asked("e1", (MINUTE, SLOTS), Seat(1, 5)))).seat == "held"
+    assert (await store.attend("u:1", "w1", ("e1",))).waiting == ("held",)
+
+
+async def test_a_store_of_one_worker_that_stood_still_holds_what_it_held() -> None:
+    clock, told = Clock(), list[str]()
+    store = MemoryStore(clock, told=lambda worker, tag, entry: told.append(entry), leases=False)
+    await store.seed("u:1", Seeding("budget", 0, 0, 1000, 0))
+    await store.take("u:1", "w1", Asked("e1", (SLOTS, BUDGET), Seat(1, 5)))
+    for entry in ("e2", "e3"):
+        assert (await store.take("u:1", "w1", Asked(entry, (SLOTS,), Seat(1, 5)))).seat == "queued"
+    clock.now_ms += 100 * LEASE_MS
+    assert (await store.attend("u:1", "w1", ("e1", "e2"))).waiting == ("held", "queued")
+    # Whoever's step it is, who is granted a slot holds it: there is nobody to whom it could go on.
+    store.recover("u:1", "another", "e1", Spent(cost=7))
+    assert told == ["e2"]
+    clock.now_ms += 100 * CLAIM_WITHIN_MS
+    assert (await store.attend("u:1", "w1", ("e2", "e3"))).waiting == ("held", "queued")
+    assert (await store.take("u:1", "w1", Asked("e4", (SLOTS, BUDGET)))).used == (3, 17)
+
+
+async def test_a_store_of_one_worker_forgets_tags_that_are_not_in_use() -> None:
+    clock = Clock()
+    store = MemoryStore(clock, leases=False)
+    for n in range(500):
+        await store.take(f"w:{n}", "w1", Asked("e1", (MINUTE, SLOTS)))
+        store.release(f"w:{n}", "w1", "e1", Spent())
+        clock.now_ms += 1_000
+    assert len(store._tags) < 300

@@ -16,10 +16,12 @@ from tests.unit.alphabet import CHARACTERS
 from tests.unit.samples import Store, a_call, a_plan, an_exchange
 from tidegate.admission.gate import Admitted
 from tidegate.errors import (
+    AnswerCut,
     Draining,
     InternalError,
     InvalidRequest,
     Overloaded,
+    RateLimitExceeded,
     Unavailable,
     UpstreamError,
     UpstreamRefused,
@@ -46,6 +48,8 @@ ENDINGS: list[tuple[BaseException | None, str, int | None, str | None]] = [
     (Overloaded("full"), "rejected", 503, "overloaded"),
     (Unavailable("down"), "rejected", 503, "unavailable"),
     (Draining("leaving"), "rejected", 503, "draining"),
+    (RateLimitExceeded("an upstream's own"), "rejected", 429, "rate_limit_exceeded"),
+    (AnswerCut("no room"), "interrupted", 429, "insufficient_quota"),
     (InternalError("ours"), "interrupted", 500, "internal_error"),
     (InvalidRequest("wrong"), "interrupted", 400, "invalid_request"),
     (ZeroDivisionError(), "interrupted", 500, "internal_error"),
@@ -146,6 +150,16 @@ def test_after_the_first_byte_the_status_is_what_was_sent(tmp_path: Path) -> Non
             run(gateway, told(200), UpstreamError("died", upstream="one"), attempts=1)
         [entry] = settled_in(gateway)
         assert (entry.status, entry.error_code, entry.outcome) == (200, "upstream_error", "upstream_failed")
+
+
+@pytest.mark.parametrize("status", [None, 200], ids=["collected", "streamed"])
+def test_an_answer_that_was_cut_was_interrupted_whatever_was_sent_of_it(tmp_path: Path, status: int | None) -> None:
+    with a_gateway(tmp_path) as gateway:
+        with pytest.raises(AnswerCut):
+            run(gateway, told(status), AnswerCut("no room"), attempts=1)
+        [entry] = settled_in(gateway)
+        assert (entry.status, entry.error_code) == (status or 429, "insufficient_quota")
+        assert entry.outcome == "interrupted"
 
 
 def test_a_cancelled_request_that_was_sent_nothing_was_refused_as_draining(tmp_path: Path) -> None:

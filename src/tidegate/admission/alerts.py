@@ -87,10 +87,7 @@ class Alerts:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             while not alerts._queue.empty():
-                message = alerts._queue.get_nowait()
-                log.warning(
-                    "alert_not_delivered", label=message.get("label"), level=message["level"], reason="shutdown"
-                )
+                alerts._drop(alerts._queue.get_nowait(), "shutdown")
 
     def tell(self, tag: str, alerts: tuple[Alert, ...]) -> None:
         for alert in alerts:
@@ -124,17 +121,28 @@ class Alerts:
     async def _deliver(self) -> None:
         while True:
             message = await self._queue.get()
-            body = orjson.dumps(message)
-            reason = ""
-            for pause_s in self._pauses_s:
-                await asyncio.sleep(pause_s)
-                reason = await self._post(body)
-                if not reason:
-                    break
-            else:
-                self.dropped += 1
-                log.warning("alert_not_delivered", label=message.get("label"), level=message["level"], reason=reason)
+            # What it is told as where the process ends meanwhile.
+            reason = "shutdown"
+            try:
+                reason = await self._delivered(orjson.dumps(message))
+            finally:
+                if reason:
+                    self._drop(message, reason)
             self._queue.task_done()
+
+    async def _delivered(self, body: bytes) -> str:
+        """Posts one message, some times. Returns why it was not taken, empty where it was."""
+        reason = ""
+        for pause_s in self._pauses_s:
+            await asyncio.sleep(pause_s)
+            reason = await self._post(body)
+            if not reason:
+                break
+        return reason
+
+    def _drop(self, message: dict[str, Any], reason: str) -> None:
+        self.dropped += 1
+        log.warning("alert_not_delivered", label=message.get("label"), level=message["level"], reason=reason)
 
     async def _post(self, body: bytes) -> str:
         """Posts one message. Returns why it was not taken, empty where it was."""

@@ -27,7 +27,8 @@ class LocalStore(MemoryStore):
     """This worker's own store. `alerted` hears of what its steps set off."""
 
     def __init__(self, *, told: Told, alerted: Alerted) -> None:
-        super().__init__(told=told)
+        # One worker's: it does not die before its memory does.
+        super().__init__(told=told, leases=False)
         self._hears_alerts = alerted
 
     async def take(self, tag: str, worker: str, asked: Asked) -> Reply:

@@ -27,10 +27,13 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LedgerSum:
-    """What was used of a limit in a window, in its own unit, and entries in it that ended lately (as hex)."""
+    """What was used of a limit in a window, in its own unit, and entries in it that ended lately (as hex): all that
+    ended at `seen_since_ms` (wall clock, milliseconds) or later.
+    """
 
     used: int
     seen: tuple[str, ...]
+    seen_since_ms: int = 0
 
 
 class Sums(Protocol):
@@ -72,9 +75,13 @@ class LedgerSeeder:
                 if self._may_seed is not None and not await self._may_seed():
                     return False
                 found = await self._sums.of(matched.limit, subject or matched.limit.subject, check.starts, check.ends)
-            seeding = Seeding(check.counter, check.starts, check.ends, check.amount, found.used, found.seen)
-            await self._desk.seed(tag, seeding)
+            seeding = Seeding(
+                check.counter, check.starts, check.ends, check.amount, found.used, found.seen, found.seen_since_ms
+            )
+            is_known = await self._desk.seed(tag, seeding)
+            if not is_known:
+                log.warning("budget_not_seeded", limit=matched.limit.label, reason="the sum does not name enough")
         except (SQLAlchemyError, OSError, TimeoutError, StoreGone, ScriptError) as error:
             log.warning("budget_not_seeded", limit=matched.limit.label, reason=f"{type(error).__name__}: {error}")
             return False
-        return True
+        return is_known

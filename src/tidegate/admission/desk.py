@@ -6,6 +6,7 @@ counted twice. Every entry that is taken is released by `release`, once, which n
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 
 import msgspec
@@ -310,6 +311,8 @@ class Desk:
                 self._tell_ended(tag, {entry: self.ended[tag][entry]})
 
     def _note_ended(self, tag: str, entry: str, end: Ended) -> None:
+        if not end.spent.ended_ms:
+            end = Ended(msgspec.structs.replace(end.spent, ended_ms=int(time.time() * 1000)), end.checks)
         ended = self.ended.setdefault(tag, {})
         ended[entry] = end
         if len(ended) > _MOST_ENDED:

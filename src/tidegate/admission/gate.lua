@@ -9,9 +9,12 @@
 --   :l:<flow>  zset   worker|entry -> sequence       :f           zset  flow -> finish tag
 --   :u         zset   worker|entry -> claimed until
 --   :s:<name> :m:<name> :i:<name>  hash  a counter: sliding, calendar, held
---   :p:<name>  hash   ended before it was seeded     :e:<generation>:<name>  set  entries that it has counted
+--   :p:<name> :pz:<name>  hash, zset: what ended before it was seeded came to, and when it ended
+--   :e:<generation>:<name>  set  entries that it has counted
 -- The era begins when the tag's state is missing or of another run of the server. What is of another era is untrue:
--- slots and reservations are declared again, a calendar's sum is seeded again.
+-- slots and reservations are declared again, a calendar's sum is seeded again. What ended before it was seeded stays
+-- true: the seeding leaves out what the sum holds. Numbers are doubles: what a step asks for is at most 2^53, and no sum of two is made
+-- where it could be more.
 -- A record: {items, seat, flow, size, weight}; an item: {check, taken, bucket, gone}; a check as `store.Check`.
 -- Only what a step needs is made in it: a closure costs 0.3 µs, so the rarer parts are functions that make theirs.
 local base, op, worker, run, channel = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -19,6 +22,7 @@ local call, floor, max, min = redis.call, math.floor, math.max, math.min
 local LEASE, RENEW_AFTER, CLAIM, BUCKETS, ORPHAN, COUNTED = 15000, 1000, 2000, 60, 3600000, 600000
 local FIRST_RETRY, MOST_RETRY, NEVER = 1000, 60000, -1
 local HOUR, DAY, KEEP = 3600000, 86400000, 8 * 86400000
+local MOST, MOST_UNSETTLED = 9007199254740991, 50000
 -- A check's members by place.
 local NAME, KIND, METER, AMOUNT, TAKE, REFUSES, ALERTS, WIDTH, STARTS, ENDS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
@@ -46,7 +50,7 @@ local function due_at(ms)
   if due == 0 or ms < due then due = ms end
 end
 
-local UNDO = {0, 0, true}
+local UNDO = {0, 0, true, 0}
 local made = {}
 
 -- The alert level that was passed just now, told once a window; 0 for none.
@@ -118,7 +122,7 @@ local function sliding_rest()
     local key = base .. ':s:' .. check[NAME]
     local known = call('HMGET', key, bucket, 's', 't')
     if not known[1] or tonumber(known[3]) > bucket then return false end
-    n = max(n, -tonumber(known[1]))
+    n = max(-tonumber(known[1]), min(n, MOST - tonumber(known[2])))
     if n ~= 0 then call('HSET', key, bucket, known[1] + n, 's', known[2] + n) end
     return true
   end
@@ -143,10 +147,11 @@ local function calendar()
   -- The calendar's counter as it stands, whatever its window.
   local function load(check)
     local key = base .. ':m:' .. check[NAME]
-    local known = call('HMGET', key, 'a', 'z', 'u', 'r', 'i', 'k', 'x', 'd')
+    local known = call('HMGET', key, 'a', 'z', 'u', 'r', 'i', 'k', 'x', 'd', 'y', 'b')
     local c = {key = key, starts = tonumber(known[1] or -1), ends = tonumber(known[2] or -1),
       used = known[6] == era and tonumber(known[3]) or 0, reserved = known[5] == era and tonumber(known[4]) or 0,
-      is_known = known[6] == era, told = tonumber(known[7] or 0), kept = tonumber(known[8] or 0)}
+      is_known = known[6] == era, told = tonumber(known[7] or 0), kept = tonumber(known[8] or 0),
+      seen_since = tonumber(known[9] or 0), dropped = tonumber(known[10] or 0)}
     c.is_window = c.starts == check[STARTS] and c.ends == check[ENDS]
     c.value = c.used + c.reserved
     return c
@@ -167,7 +172,8 @@ local function calendar()
     if c.is_window then return c end
     c.is_known = c.is_known and c.ends > 0 and c.ends <= check[STARTS]
     c.starts, c.ends, c.used, c.reserved, c.told, c.kept, c.is_window = check[STARTS], check[ENDS], 0, 0, 0, 0, true
-    call('DEL', c.key, base .. ':p:' .. check[NAME])
+    c.seen_since, c.dropped = 0, 0
+    call('UNLINK', c.key, base .. ':p:' .. check[NAME], base .. ':pz:' .. check[NAME])
     call('HSET', c.key, 'a', c.starts, 'z', c.ends, 'x', 0, 'k', c.is_known and era or '')
     write(c)
     if c.ends > 0 then call('PEXPIREAT', c.key, c.ends * 1000 + DAY) end
@@ -187,19 +193,33 @@ local function calendar()
     if #entries > 0 then call('PEXPIRE', counted(name, 0), 2 * COUNTED) end
   end
 
-  local function finish(entry, check, n, came_to)
+  -- Ended before the counter was seeded. Those that ended last are kept; of the others the latest end (`b`).
+  local function keep_unsettled(c, name, entry, came_to, ended_ms)
+    local amounts, ends = base .. ':p:' .. name, base .. ':pz:' .. name
+    if call('HSETNX', amounts, entry, came_to) == 0 then return end
+    call('ZADD', ends, ended_ms, entry)
+    call('PEXPIRE', amounts, DAY)
+    call('PEXPIRE', ends, DAY)
+    if call('ZCARD', ends) > MOST_UNSETTLED then
+      local first = call('ZPOPMIN', ends)
+      call('HDEL', amounts, first[1])
+      c.dropped = max(c.dropped, tonumber(first[2]))
+      call('HSET', c.key, 'b', c.dropped)
+    end
+  end
+
+  local function finish(entry, check, n, came_to, ended_ms)
     local c = load(check)
     if not c.is_window then return end
     local reserved = max(0, c.reserved - n)
     if came_to and not c.is_known then
-      call('HSET', base .. ':p:' .. check[NAME], entry, came_to)
-      call('PEXPIRE', base .. ':p:' .. check[NAME], DAY)
+      keep_unsettled(c, check[NAME], entry, came_to, ended_ms > 0 and ended_ms or now)
       came_to = nil
-    elseif came_to and has_counted(check[NAME], entry) then
+    elseif came_to and ((ended_ms > 0 and ended_ms < c.seen_since) or has_counted(check[NAME], entry)) then
       came_to = nil
     end
     if came_to or reserved ~= c.reserved then
-      c.reserved, c.used = reserved, c.used + (came_to or 0)
+      c.reserved, c.used = reserved, min(MOST, c.used + (came_to or 0))
       write(c)
     end
     if came_to then
@@ -231,6 +251,9 @@ local function load(check)
   if check[KIND] == 'held' then return load_held(check) end
   return calendar().roll(calendar().load(check), check)
 end
+
+-- Up to what a check lets its counter rise. One that only watches, as far as can be counted.
+local function room_of(check) return check[REFUSES] and min(check[AMOUNT], MOST) or MOST end
 
 -- Counts `n`. Returns the bucket that it was counted in.
 local function count(c, check, n)
@@ -382,10 +405,10 @@ local function ending()
     return meter == 'cost' and spent[2] or 0
   end
 
-  -- Ends what one item took. `came_to` nil: it comes to nothing at all. Returns an alert or nil.
-  local function finish(entry, item, came_to)
+  -- Ends what one item took. `came_to` nil: it comes to nothing at all; `ended_ms` 0: now. Returns an alert or nil.
+  local function finish(entry, item, came_to, ended_ms)
     local check, n = item[1], item[2]
-    if check[KIND] == 'calendar' then return calendar().finish(entry, check, n, came_to) end
+    if check[KIND] == 'calendar' then return calendar().finish(entry, check, n, came_to, ended_ms) end
     if check[KIND] == 'sliding' then
       -- Only what this entry has in its bucket is its to give back.
       local more = max(-n, came_to and came_to - (item[4] or 0) - n or -n)
@@ -401,7 +424,7 @@ local function ending()
     for _, item in ipairs(items) do
       local came_to = nil
       if not spent[3] then came_to = amount_of(spent, item[1][METER]) end
-      local alert = finish(entry, item, came_to)
+      local alert = finish(entry, item, came_to, spent[4] or 0)
       if alert then alerts[#alerts + 1] = alert end
     end
     return alerts
@@ -480,8 +503,8 @@ local function refusing()
     for i, check in ipairs(checks) do
       local c = counters[i]
       used[i] = c.value
-      local over = c.value + check[TAKE] - check[AMOUNT]
-      if check[REFUSES] and over > 0 then
+      local over = check[TAKE] - (room_of(check) - c.value)
+      if over > 0 then
         local ms = room(c, check, over)
         if not worst or (worst_ms >= 0 and (ms < 0 or ms > worst_ms)) then worst, worst_ms = i, ms end
       end
@@ -547,7 +570,7 @@ local function taking()
       local c = load(check)
       counters[i] = c
       if c.is_known == false then unseeded[#unseeded + 1] = i - 1 end
-      if check[REFUSES] and c.value + check[TAKE] > check[AMOUNT] then is_over = true end
+      if check[TAKE] > room_of(check) - c.value then is_over = true end
     end
     if #unseeded > 0 then return answer('unseeded', nil, nil, nil, nil, unseeded) end
     if is_over then return refusing().refused(checks, counters) end
@@ -579,8 +602,8 @@ local function others()
       if n > 0 and check[KIND] ~= 'held' then
         local c = check[KIND] == 'calendar' and calendar().load(check) or load(check)
         if c.is_window ~= false then
-          local over = c.value + n - check[AMOUNT]
-          if check[REFUSES] and over > 0 then return answer('refused', nil, i - 1, refusing().room(c, check, over)) end
+          local over = n - (room_of(check) - c.value)
+          if over > 0 then return answer('refused', nil, i - 1, refusing().room(c, check, over)) end
           wanted[#wanted + 1] = {item, c, n}
         end
       end
@@ -590,7 +613,7 @@ local function others()
       local is_old = item[1][KIND] == 'sliding' and item[3] ~= c.bucket
       if is_old and not sliding_rest().adjust(item[1], item[3], n) then
         -- What it took at first has left the window: the rest is counted where it is asked for.
-        item[2], item[3], item[4] = n, count(c, item[1], n), item[4] + item[2]
+        item[2], item[3], item[4] = n, count(c, item[1], n), min(MOST, item[4] + item[2])
       else
         if not is_old then count(c, item[1], n) end
         item[2] = item[2] + n
@@ -628,14 +651,19 @@ local function others()
     return presence(entries_waiting)
   end
 
+  -- What a worker says that it holds, each check in its place: a later reply names them by that.
   local function hold_anyway(entry, checks, seat)
     local record = {{}, 'none', '', 1, 1}
     ending().finish_all(entry, ending().adopted(entry) or {}, UNDO)
     for _, check in ipairs(checks) do
+      local n = 0
       -- What slides was taken some time ago, in a window of which nothing is known here.
       if check[KIND] == 'held' or (check[KIND] == 'calendar' and is_now(check)) then
-        record[1][#record[1] + 1] = {check, check[TAKE], count(load(check), check, check[TAKE]), 0}
+        local c = load(check)
+        n = max(0, min(check[TAKE], MOST - c.value))
+        count(c, check, n)
       end
+      record[1][#record[1] + 1] = {check, n, 0, 0}
     end
     if seat then in_use, capacity, record[2] = in_use + 1, seat[1], 'held' end
     call('HSET', mine, entry, cmsgpack.pack(record))
@@ -658,11 +686,9 @@ local function others()
       if not left_alone[entry] then ending().ended(entry, UNDO, {}) end
     end
     for _, one in ipairs(held) do
-      local entry, checks, seat, spent = one[1], one[2], one[3], one[4]
+      local entry, checks, seat = one[1], one[2], one[3]
       local packed = call('HGET', mine, entry)
-      if spent then
-        ending().ended(entry, spent, checks)
-      elseif packed then
+      if packed then
         seat_anyway(entry, seat, cmsgpack.unpack(packed))
       else
         hold_anyway(entry, checks, seat)
@@ -671,23 +697,30 @@ local function others()
     return presence({})
   end
 
-  local function seed(name, starts, ends, amount, used, seen)
+  local function seed(name, starts, ends, amount, used, seen, seen_since)
     local check = {name, 'calendar', '', amount, 0, true, true, 1, starts, ends}
     local c = load(check)
-    if c.is_known then return 0 end
-    local is_seen, ended_before = {}, call('HGETALL', base .. ':p:' .. name)
+    if c.is_known then return 1 end
+    -- The sum does not reach back to what was dropped.
+    if c.dropped > 0 and seen_since <= c.dropped then return 0 end
+    local amounts, ends, is_seen = base .. ':p:' .. name, base .. ':pz:' .. name, {}
     for _, entry in ipairs(seen) do is_seen[entry] = true end
-    for i = 1, #ended_before, 2 do
-      local entry = ended_before[i]
-      if not is_seen[entry] then
-        used = used + tonumber(ended_before[i + 1])
-        seen[#seen + 1] = entry
+    -- What ended before is in the sum, or nowhere; of the rest there is a bounded number.
+    local unsettled = call('ZRANGEBYSCORE', ends, seen_since, '+inf')
+    for from = 1, #unsettled, 500 do
+      local up_to = min(#unsettled, from + 499)
+      for i, n in ipairs(call('HMGET', amounts, unpack(unsettled, from, up_to))) do
+        local entry = unsettled[from + i - 1]
+        if n and not is_seen[entry] then
+          used = min(MOST, used + tonumber(n))
+          seen[#seen + 1] = entry
+        end
       end
     end
     calendar().note_counted(name, seen)
-    call('DEL', base .. ':p:' .. name)
-    c.used, c.told = used, 0
-    call('HSET', c.key, 'k', era, 'x', 0)
+    call('UNLINK', amounts, ends)
+    c.used, c.told, c.seen_since, c.dropped = used, 0, seen_since, 0
+    call('HSET', c.key, 'k', era, 'x', 0, 'y', seen_since, 'b', 0)
     calendar().write(c)
     -- What was passed before is old news.
     alert_level(c, check, used)
@@ -735,7 +768,7 @@ local function beginning()
       if is_money and not (calendar().load(check).is_window and calendar().has_counted(check[NAME], entry)) then
         money[#money + 1] = item
       elseif check[KIND] ~= 'sliding' then
-        ending().finish(entry, item, nil)
+        ending().finish(entry, item, nil, 0)
       end
     end
     if #money > 0 then
@@ -769,7 +802,7 @@ local function beginning()
     for _, dead in ipairs(call('ZRANGEBYSCORE', base .. ':w', '-inf', now)) do bury(dead) end
     for _, member in ipairs(call('ZRANGEBYSCORE', base .. ':u', '-inf', now)) do give_up(member) end
     for _, entry in ipairs(call('ZRANGEBYSCORE', base .. ':oz', '-inf', now)) do
-      for _, item in ipairs(ending().adopted(entry) or {}) do ending().finish(entry, item, item[2]) end
+      for _, item in ipairs(ending().adopted(entry) or {}) do ending().finish(entry, item, item[2], 0) end
       call('ZREM', base .. ':oz', entry)
     end
     due = 0
@@ -814,7 +847,7 @@ elseif op == 'release' then
 elseif op == 'claim' or op == 'attend' or op == 'place' then
   reply = others()[op](payload)
 else
-  reply = others()[op](unpack(payload, 1, 6))
+  reply = others()[op](unpack(payload, 1, 7))
 end
 
 local changed = {}

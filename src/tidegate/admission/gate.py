@@ -168,7 +168,8 @@ class Gate:
 
 def spent_of(entry: Entry) -> Spent:
     """What a terminal entry came to, in tokens and nano-USD rounded up."""
-    return Spent(entry.total_tokens, 0 if entry.cost is None else nano_usd(entry.cost))
+    cost = 0 if entry.cost is None else nano_usd(entry.cost)
+    return Spent(entry.total_tokens, cost, ended_ms=int(entry.ended_at.timestamp() * 1000))
 
 
 def refuse_unpriced(model: str, limits: tuple[Matched, ...]) -> None:

@@ -9,6 +9,7 @@ from tidegate.admission.fair_queue import Ticket
 from tidegate.admission.seats import Seats
 from tidegate.admission.store import (
     LEASE_MS,
+    MOST,
     UNDO,
     Alert,
     Check,
@@ -19,6 +20,7 @@ from tidegate.admission.store import (
     SeatState,
     Spent,
     amount_of,
+    room_of,
 )
 
 # What a dead worker reserved of money is kept so long for the ledger's recovery to settle, then counted as spent.
@@ -38,9 +40,15 @@ class Hold(msgspec.Struct, gc=False):
 
 @dataclass(slots=True)
 class TagState:
-    """`due_ms` is when something may be due: a lease's end, a grant that nobody claimed, an orphan, tidying."""
+    """`due_ms` is when something may be due: a lease's end, a grant that nobody claimed, an orphan, tidying.
+
+    These and the pace of the slots are by `steady_ms`, a clock that no one sets, as this step found it. Calendars and
+    what slides are by the wall clock, which the steps are given as `now`. Without leases (`is_leased`) no worker dies.
+    """
 
     due_ms: int = 0
+    steady_ms: int = 0
+    is_leased: bool = True
     counters: dict[str, Counter] = field(default_factory=dict)
     leases: dict[str, int] = field(default_factory=dict)
     holds: dict[str, dict[str, Hold]] = field(default_factory=dict)
@@ -55,9 +63,11 @@ class TagState:
     def due_at(self, ms: int) -> None:
         self.due_ms = min(self.due_ms, ms)
 
-    def renew(self, worker: str, now: int, after_ms: int = RENEW_AFTER_MS) -> None:
+    def renew(self, worker: str, after_ms: int = RENEW_AFTER_MS) -> None:
         """Says that a worker lives, where it did not in the last `after_ms`."""
-        until = now + LEASE_MS
+        if not self.is_leased:
+            return
+        until = self.steady_ms + LEASE_MS
         if until - self.leases.get(worker, 0) >= after_ms:
             self.leases[worker] = until
             self.due_at(until)
@@ -67,19 +77,23 @@ class TagState:
 
 
 def look_what_is_due(state: TagState, now: int) -> None:
-    for worker in [worker for worker, until in state.leases.items() if until <= now]:
+    steady = state.steady_ms
+    for worker in [worker for worker, until in state.leases.items() if until <= steady]:
         del state.leases[worker]
         for entry, hold in state.holds.pop(worker, {}).items():
             _orphan(state, entry, hold, now)
-    for ticket in state.seats.overdue(now):
+    if not state.is_leased:
+        # With leases, a worker's holds go with its lease.
+        state.holds = {worker: entries for worker, entries in state.holds.items() if entries}
+    for ticket in state.seats.overdue(steady):
         ended(state, ticket.worker, ticket.entry, UNDO, now)
-    for entry in [entry for entry, (_, until) in state.orphans.items() if until <= now]:
+    for entry in [entry for entry, (_, until) in state.orphans.items() if until <= steady]:
         for one in state.orphans.pop(entry)[0]:
             if (counter := same_counter(state, one.check)) is not None:
                 counter.end(entry, one, one.n, now)
     for name in [name for name, counter in state.counters.items() if counter.is_idle(now)]:
         del state.counters[name]
-    dues = [now + TIDY_EVERY_MS, *state.leases.values(), *(until for _, until in state.orphans.values())]
+    dues = [steady + TIDY_EVERY_MS, *state.leases.values(), *(until for _, until in state.orphans.values())]
     overdue_ms = state.seats.next_overdue_ms()
     state.due_ms = min(dues if overdue_ms is None else [*dues, overdue_ms])
 
@@ -100,6 +114,13 @@ def same_counter(state: TagState, check: Check) -> Counter | None:
     """The check's counter, None where it has gone on to another window."""
     counter = state.counters.get(check.counter)
     return counter if counter is not None and counter.suits(check) else None
+
+
+def counter_for_more(state: TagState, check: Check) -> Counter | None:
+    """`same_counter`, and a new one for what slides: its own was forgotten when all of it had left the window."""
+    if check.kind == "sliding" and check.counter not in state.counters:
+        return counter_of(state, check)
+    return same_counter(state, check)
 
 
 def _is_now(check: Check, now: int) -> bool:
@@ -126,7 +147,7 @@ def judged(state: TagState, checks: tuple[Check, ...], now: int) -> tuple[list[C
         values.append(value)
         if not counter.is_known:
             is_known = False
-        elif check.refuses and value + check.take > check.amount:
+        elif value + check.take > (check.amount if check.refuses else MOST):
             is_over = True
     if not is_known:
         unseeded = tuple(at for at, counter in enumerate(counters) if not counter.is_known)
@@ -138,8 +159,8 @@ def _refusal(checks: tuple[Check, ...], counters: list[Counter], now: int) -> Re
     values = tuple(counter.value(now) for counter in counters)
     worst, worst_ms = -1, 0
     for at, check in enumerate(checks):
-        over = values[at] + check.take - check.amount
-        if check.refuses and over > 0:
+        over = values[at] + check.take - room_of(check)
+        if over > 0:
             room_ms = counters[at].room_in_ms(now, over)
             if worst < 0 or (worst_ms >= 0 and (room_ms < 0 or room_ms > worst_ms)):
                 worst, worst_ms = at, room_ms
@@ -187,7 +208,7 @@ def ended(
     hold = None if entries is None else entries.pop(entry, None)
     if hold is not None:
         if hold.ticket is not None:
-            state.seats.leave(hold.ticket, now, is_pace=not spent.undo)
+            state.seats.leave(hold.ticket, state.steady_ms, is_pace=not spent.undo)
         return _end(state, entry, hold.taken, spent, now)
     orphan = state.orphans.pop(entry, None) if state.orphans else None
     return _end(state, entry, _unknown(state, checks, now) if orphan is None else orphan[0], spent, now)
@@ -200,7 +221,7 @@ def recovered(
     for of, entries in state.holds.items():
         if of != worker and (hold := entries.pop(entry, None)) is not None:
             if hold.ticket is not None:
-                state.seats.leave(hold.ticket, now, is_pace=False)
+                state.seats.leave(hold.ticket, state.steady_ms, is_pace=False)
             return _end(state, entry, hold.taken, spent, now)
     return ended(state, worker, entry, spent, now, checks=checks)
 
@@ -222,7 +243,7 @@ def _end(state: TagState, entry: str, taken: list[Taken], spent: Spent, now: int
         if counter is None or not counter.suits(check):
             continue
         came_to = None if is_undone else amount_of(spent, check.meter)
-        if counter.end(entry, one, came_to, now) and check.alerts and isinstance(counter, Calendar):
+        if counter.end(entry, one, came_to, now, spent.ended_ms) and check.alerts and isinstance(counter, Calendar):
             alerts += alerted(check, counter, counter.used, now)
     return alerts
 
@@ -231,7 +252,7 @@ def _orphan(state: TagState, entry: str, hold: Hold, now: int) -> None:
     """A dead worker's hold: its slots are free; what it reserved of money waits for the ledger to know better."""
     has_begun = hold.ticket is None or hold.ticket.state == "held"
     if hold.ticket is not None:
-        state.seats.leave(hold.ticket, now, is_pace=False)
+        state.seats.leave(hold.ticket, state.steady_ms, is_pace=False)
     if not has_begun:
         _end(state, entry, hold.taken, UNDO, now)
         return
@@ -244,29 +265,34 @@ def _orphan(state: TagState, entry: str, hold: Hold, now: int) -> None:
         elif counter is not None and one.check.kind != "sliding":
             counter.end(entry, one, None, now)
     if money:
-        state.orphans[entry] = (money, now + ORPHAN_MS)
+        state.orphans[entry] = (money, state.steady_ms + ORPHAN_MS)
 
 
 def held_anyway(state: TagState, worker: str, one: Held, now: int) -> Hold:
+    """What a worker says that it holds, each check in its place: a later reply names them by that."""
     orphan = state.orphans.pop(one.entry, None)
     if orphan is not None:
         _end(state, one.entry, orphan[0], UNDO, now)
     hold = Hold([])
     for check in one.checks:
+        n = 0
         # What slides was taken some time ago, in a window of which nothing is known here.
         if check.kind != "sliding" and _is_now(check, now):
-            hold.taken.append(Taken(check, check.take, counter_of(state, check).take(check.take, now)))
+            counter = counter_of(state, check)
+            n = max(0, min(check.take, MOST - counter.value(now)))
+            counter.take(n, now)
+        hold.taken.append(Taken(check, n))
     if one.seat is not None:
         hold.ticket = state.seats.sit_anyway(worker, one.entry, one.seat)
     return hold
 
 
-def seated_anyway(state: TagState, worker: str, hold: Hold, one: Held, now: int) -> None:
+def seated_anyway(state: TagState, worker: str, hold: Hold, one: Held) -> None:
     """What the store has queued or granted is held all the same, where its worker says so."""
     if one.seat is None or (hold.ticket is not None and hold.ticket.state == "held"):
         return
     if hold.ticket is not None:
-        state.seats.leave(hold.ticket, now, is_pace=False)
+        state.seats.leave(hold.ticket, state.steady_ms, is_pace=False)
     hold.ticket = state.seats.sit_anyway(worker, one.entry, one.seat)
 
 

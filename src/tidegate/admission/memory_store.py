@@ -2,6 +2,10 @@
 
 It serves where no Redis is configured, and where Redis is away (`desk.py`). It does what the Redis store's script
 does; the same tests drive both. Several workers may share one, which is how it is tested.
+
+Leases, grants and what dead workers reserved are timed by a clock that no one sets: a wall clock that is put right
+frees no slot. Where one worker has the store to itself it needs no lease: what stands still with its holder ends
+nothing.
 """
 
 import time
@@ -16,6 +20,7 @@ from tidegate.admission.memory_state import (
     Hold,
     TagState,
     alerted,
+    counter_for_more,
     counter_of,
     ended,
     held_anyway,
@@ -23,7 +28,6 @@ from tidegate.admission.memory_state import (
     look_what_is_due,
     presence_of,
     recovered,
-    same_counter,
     seated_anyway,
     taken_reply,
 )
@@ -40,7 +44,14 @@ from tidegate.admission.store import (
     SeatState,
     Seeding,
     Spent,
+    askable,
+    askable_more,
+    countable,
+    countable_checks,
+    countable_held,
+    countable_seeding,
     more_of,
+    room_of,
 )
 
 Told = Callable[[str, str, str], None]
@@ -50,36 +61,54 @@ def wall_clock_ms() -> int:
     return int(time.time() * 1000)
 
 
+def steady_clock_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
 def nobody(worker: str, tag: str, entry: str) -> None:
     """Hears of no grant."""
 
 
 class MemoryStore:
-    """Implements `GateStore`. `told` hears of every slot that was granted from the queue: (worker, tag, entry)."""
+    """Implements `GateStore`. `told` hears of every slot that was granted from the queue: (worker, tag, entry).
 
-    def __init__(self, clock_ms: Callable[[], int] = wall_clock_ms, told: Told = nobody) -> None:
-        self._clock_ms = clock_ms
+    A test that brings a `clock_ms` brings it for leases too, unless it brings a `steady_ms`. Without `leases` nobody
+    dies, and who is granted a slot holds it: for a store of one worker.
+    """
+
+    def __init__(
+        self,
+        clock_ms: Callable[[], int] | None = None,
+        told: Told = nobody,
+        *,
+        steady_ms: Callable[[], int] | None = None,
+        leases: bool = True,
+    ) -> None:
+        self._clock_ms = clock_ms or wall_clock_ms
+        self._steady_ms = steady_ms or clock_ms or steady_clock_ms
         self._told = told
+        self._leases = leases
         self._tags: dict[str, TagState] = {}
 
     async def take(self, tag: str, worker: str, asked: Asked) -> Reply:
+        asked = askable(asked)
         state, now = self._step(tag)
-        state.renew(worker, now)
+        state.renew(worker)
         entry = asked.entry
         grants: tuple[Grant, ...] = ()
         hold = state.hold_of(worker, entry)
         if hold is not None:
-            grants = self._grant(tag, state, worker, now)
+            grants = self._grant(tag, state, worker)
             return taken_reply(state, hold, now, grants)
         checks = asked.checks
         counters, used, refusal = judged(state, checks, now)
         if refusal is not None:
-            grants = self._grant(tag, state, worker, now)
+            grants = self._grant(tag, state, worker)
             return msgspec.structs.replace(refusal, grants=grants) if grants else refusal
         hold = Hold([])
         if asked.seat is not None:
-            grants = self._resized(tag, state, worker, asked.seat, now)
-            hold.ticket = state.seats.sit(worker, entry, asked.seat, now)
+            grants = self._resized(tag, state, worker, asked.seat)
+            hold.ticket = state.seats.sit(worker, entry, asked.seat, state.steady_ms)
             if hold.ticket is None:
                 return Reply(said="full", now_ms=now, retry_ms=state.seats.retry_ms(), grants=grants)
         taken = hold.taken
@@ -95,7 +124,7 @@ class MemoryStore:
             entries = state.holds[worker] = {}
         entries[entry] = hold
         if state.seats.queue:
-            grants += self._grant(tag, state, worker, now)
+            grants += self._grant(tag, state, worker)
         seated: SeatState = "none" if hold.ticket is None else hold.ticket.state
         retry_ms = state.seats.retry_ms() if seated == "queued" else 0
         return Reply(
@@ -103,19 +132,20 @@ class MemoryStore:
         )
 
     async def top_up(self, tag: str, worker: str, entry: str, more: Spent) -> Reply:
+        more = askable_more(more)
         state, now = self._step(tag)
-        grants = self._grant(tag, state, worker, now)
+        grants = self._grant(tag, state, worker)
         hold = state.hold_of(worker, entry)
         if hold is None:
             return Reply(said="gone", now_ms=now, grants=grants)
         wanted = [
             (at, one, counter, n)
             for at, one in enumerate(hold.taken)
-            if (n := more_of(more, one.check.meter)) and (counter := same_counter(state, one.check)) is not None
+            if (n := more_of(more, one.check.meter)) and (counter := counter_for_more(state, one.check)) is not None
         ]
         for at, one, counter, n in wanted:
-            over = counter.value(now) + n - one.check.amount
-            if one.check.refuses and over > 0:
+            over = counter.value(now) + n - room_of(one.check)
+            if over > 0:
                 room_ms = counter.room_in_ms(now, over)
                 return Reply(said="refused", now_ms=now, at=at, retry_ms=room_ms, grants=grants)
         for _, one, counter, n in wanted:
@@ -130,9 +160,9 @@ class MemoryStore:
     ) -> tuple[Alert, ...]:
         """`release`, with the alerts that it set off."""
         state, now = self._step(tag)
-        alerts = ended(state, worker, entry, spent, now, checks=checks)
+        alerts = ended(state, worker, entry, countable(spent), now, checks=countable_checks(checks))
         if state.seats.queue:
-            self._grant(tag, state, worker, now)
+            self._grant(tag, state, worker)
         return alerts
 
     def recover(self, tag: str, worker: str, entry: str, spent: Spent, checks: tuple[Check, ...] = ()) -> None:
@@ -143,22 +173,22 @@ class MemoryStore:
     ) -> tuple[Alert, ...]:
         """`recover`, with the alerts that it set off."""
         state, now = self._step(tag)
-        alerts = recovered(state, worker, entry, spent, now, checks=checks)
-        self._grant(tag, state, worker, now)
+        alerts = recovered(state, worker, entry, countable(spent), now, checks=countable_checks(checks))
+        self._grant(tag, state, worker)
         return alerts
 
     async def claim(self, tag: str, worker: str, entry: str) -> bool:
-        state, now = self._step(tag)
-        self._grant(tag, state, "", now)
-        state.renew(worker, now)
+        state, _ = self._step(tag)
+        self._grant(tag, state, "")
+        state.renew(worker)
         hold = state.hold_of(worker, entry)
         return hold is not None and hold.ticket is not None and state.seats.claim(hold.ticket)
 
     async def attend(self, tag: str, worker: str, waiting: tuple[str, ...]) -> Presence:
         state, now = self._step(tag)
         if state.holds.get(worker):
-            state.renew(worker, now, 0)
-        grants = self._grant(tag, state, worker, now)
+            state.renew(worker, 0)
+        grants = self._grant(tag, state, worker)
         return presence_of(state, worker, waiting, grants, now)
 
     async def declare(self, tag: str, worker: str, held: tuple[Held, ...], pending: tuple[str, ...]) -> Presence:
@@ -167,37 +197,37 @@ class MemoryStore:
     def declared(self, tag: str, worker: str, held: Sequence[Held], pending: Sequence[str]) -> Presence:
         """`declare`, at once."""
         state, now = self._step(tag)
-        state.renew(worker, now, 0)
+        state.renew(worker, 0)
         mine = state.holds.setdefault(worker, {})
         left_alone = {*pending, *(one.entry for one in held)}
         for entry in [entry for entry in mine if entry not in left_alone]:
             ended(state, worker, entry, UNDO, now)
         for one in held:
-            if one.spent is not None:
-                ended(state, worker, one.entry, one.spent, now, checks=one.checks)
-            elif one.entry not in mine:
-                mine[one.entry] = held_anyway(state, worker, one, now)
+            if one.entry not in mine:
+                mine[one.entry] = held_anyway(state, worker, countable_held(one), now)
             elif one.seat is not None:
-                seated_anyway(state, worker, mine[one.entry], one, now)
-        grants = self._grant(tag, state, worker, now)
+                seated_anyway(state, worker, mine[one.entry], one)
+        grants = self._grant(tag, state, worker)
         return presence_of(state, worker, (), grants, now)
 
     async def seed(self, tag: str, seeding: Seeding) -> bool:
+        seeding = countable_seeding(seeding)
         state, now = self._step(tag)
-        self._grant(tag, state, "", now)
+        self._grant(tag, state, "")
         check = Check(seeding.counter, "calendar", "", seeding.amount, 0, starts=seeding.starts, ends=seeding.ends)
         counter = counter_of(state, check)
         assert isinstance(counter, Calendar)
         if counter.is_known:
+            return True
+        if not counter.seed(seeding.used, seeding.seen, seeding.seen_since_ms, now):
             return False
-        counter.seed(seeding.used, seeding.seen, now)
         # What was passed before is old news.
         counter.passed(seeding.amount, counter.used, now)
         return True
 
     async def place(self, tag: str, worker: str, entry: str) -> int:
-        state, now = self._step(tag)
-        self._grant(tag, state, "", now)
+        state, _ = self._step(tag)
+        self._grant(tag, state, "")
         hold = state.hold_of(worker, entry)
         if hold is None or hold.ticket is None or hold.ticket.state != "queued":
             return 0
@@ -209,36 +239,42 @@ class MemoryStore:
 
     def _step(self, tag: str) -> tuple[TagState, int]:
         """A tag's state, rid of workers that are dead and of grants that nobody claimed."""
-        now = self._clock_ms()
+        now, steady = self._clock_ms(), self._steady_ms()
         state = self._tags.get(tag)
         if state is None:
-            self._forget_idle(now)
-            state = self._tags[tag] = TagState(due_ms=now + TIDY_EVERY_MS)
-        elif state.due_ms <= now:
+            self._forget_idle(now, steady)
+            state = self._tags[tag] = TagState(steady + TIDY_EVERY_MS, steady, self._leases)
+        state.steady_ms = steady
+        if state.due_ms <= steady:
             look_what_is_due(state, now)
         return state, now
 
-    def _grant(self, tag: str, state: TagState, asker: str, now: int) -> tuple[Grant, ...]:
+    def _grant(self, tag: str, state: TagState, asker: str) -> tuple[Grant, ...]:
         if not state.seats.queue:
             return ()
-        grants = state.seats.grant(asker, now)
+        grants = state.seats.grant(asker, state.steady_ms)
         for grant in grants:
+            hold = None if self._leases else state.hold_of(grant.worker, grant.entry)
+            if hold is not None and hold.ticket is not None:
+                # Nobody is there to whom it could go on.
+                state.seats.claim(hold.ticket)
             self._told(grant.worker, tag, grant.entry)
         if grants and (overdue_ms := state.seats.next_overdue_ms()) is not None:
             state.due_at(overdue_ms)
         return grants
 
-    def _resized(self, tag: str, state: TagState, worker: str, seat: Seat, now: int) -> tuple[Grant, ...]:
+    def _resized(self, tag: str, state: TagState, worker: str, seat: Seat) -> tuple[Grant, ...]:
         if state.seats.capacity == seat.capacity:
             return ()
         state.seats.capacity = seat.capacity
-        return self._grant(tag, state, worker, now)
+        return self._grant(tag, state, worker)
 
-    def _forget_idle(self, now: int) -> None:
+    def _forget_idle(self, now: int, steady: int) -> None:
         """For each tag that is new, the two that were looked at longest ago are: few are kept that are not in use."""
         for tag in list(islice(self._tags, 2)):
             state = self._tags.pop(tag)
-            if state.due_ms <= now:
+            state.steady_ms = steady
+            if state.due_ms <= steady:
                 look_what_is_due(state, now)
             if not state.is_idle():
                 self._tags[tag] = state

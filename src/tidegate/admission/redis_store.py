@@ -15,7 +15,22 @@ from typing import Any, TypeVar
 import msgspec
 
 from tidegate.admission.memory_store import Told
-from tidegate.admission.store import Alert, Asked, Check, Held, Presence, Reply, Seeding, Spent
+from tidegate.admission.store import (
+    Alert,
+    Asked,
+    Check,
+    Held,
+    Presence,
+    Reply,
+    Seeding,
+    Spent,
+    askable,
+    askable_more,
+    countable,
+    countable_checks,
+    countable_held,
+    countable_seeding,
+)
 from tidegate.storage.pipeline import PipelinedRedis, StoreGone
 
 SCRIPT = "gate"
@@ -70,14 +85,15 @@ class RedisStore:
         self._clock_ms = clock_ms
 
     async def take(self, tag: str, worker: str, asked: Asked) -> Reply:
-        return await self._answered(tag, worker, _decode_reply, self._step("take", tag, worker, asked))
+        return await self._answered(tag, worker, _decode_reply, self._step("take", tag, worker, askable(asked)))
 
     async def top_up(self, tag: str, worker: str, entry: str, more: Spent) -> Reply:
-        return await self._answered(tag, worker, _decode_reply, self._step("top_up", tag, worker, (entry, more)))
+        payload = (entry, askable_more(more))
+        return await self._answered(tag, worker, _decode_reply, self._step("top_up", tag, worker, payload))
 
     def release(self, tag: str, worker: str, entry: str, spent: Spent, checks: tuple[Check, ...] = ()) -> None:
         try:
-            answer = self._step("release", tag, worker, (entry, spent, checks))
+            answer = self._step("release", tag, worker, (entry, countable(spent), countable_checks(checks)))
         except StoreGone:
             # What this worker still holds is declared when the store is back: this entry is not among it.
             self.lost_releases += 1
@@ -87,7 +103,7 @@ class RedisStore:
 
     def recover(self, tag: str, worker: str, entry: str, spent: Spent, checks: tuple[Check, ...] = ()) -> None:
         try:
-            answer = self._step("recover", tag, worker, (entry, spent, checks))
+            answer = self._step("recover", tag, worker, (entry, countable(spent), countable_checks(checks)))
         except StoreGone:
             self._lost(tag, entry, spent, checks)
             return
@@ -100,10 +116,11 @@ class RedisStore:
         return await self._answered(tag, worker, _decode_presence, self._step("attend", tag, worker, waiting))
 
     async def declare(self, tag: str, worker: str, held: tuple[Held, ...], pending: tuple[str, ...]) -> Presence:
-        return await self._answered(tag, worker, _decode_presence, self._step("declare", tag, worker, (held, pending)))
+        payload = (tuple(map(countable_held, held)), pending)
+        return await self._answered(tag, worker, _decode_presence, self._step("declare", tag, worker, payload))
 
     async def seed(self, tag: str, seeding: Seeding) -> bool:
-        return bool(await self._step("seed", tag, "", seeding))
+        return bool(await self._step("seed", tag, "", countable_seeding(seeding)))
 
     async def place(self, tag: str, worker: str, entry: str) -> int:
         return int(await self._step("place", tag, worker, entry))

@@ -58,7 +58,7 @@ def caller_ask(exchange: Exchange, plan: Plan, cost: Decimal | None) -> CallerAs
         model=plan.name,
         groups=model.groups,
         reserve=_reserve(input_tokens + output, cost),
-        output_tokens=output,
+        output_tokens=min(output, MOST + 1),
         more=_reserve(more, more_cost),
     )
 

@@ -1,5 +1,6 @@
 """What the ledger says was used of a limit: the truth that a store's counters are a projection of."""
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -10,13 +11,17 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, select
 
 from tidegate.admission.budgets import LedgerSum
+from tidegate.auth.models import ApiKey
 from tidegate.ledger.models import LedgerAttempt, LedgerEntry
 from tidegate.limits.matching import covers
 from tidegate.limits.values import Limit, nano_usd
 from tidegate.storage.database import Database
 
-# An entry that ended before this is in the sum, and its end was told to the store long ago.
+# An entry that ended before this is in the sum.
 SEEN_S = 120
+# What the store is told of an entry's end may be so much later than what the ledger says: so much more is named.
+_TOLD_WITHIN_S = 10
+# Fewer than `MOST_UNSETTLED`, which says why.
 _MOST_SEEN = 20_000
 
 
@@ -24,24 +29,33 @@ class DatabaseSums:
     """Implements `admission.budgets.Sums`.
 
     >>> await DatabaseSums(database).of(limit, None, starts, ends)
-    LedgerSum(used=1250000000, seen=(…))
+    LedgerSum(used=1250000000, seen=(…), seen_since_ms=1800000000000)
+
+    Of `most_seen` entries that ended since, the last are named, and `seen_since_ms` is as much later.
     """
 
-    def __init__(self, database: Database, groups_of: Callable[[str], tuple[str, ...]] = lambda _: ()) -> None:
+    def __init__(
+        self,
+        database: Database,
+        groups_of: Callable[[str], tuple[str, ...]] = lambda _: (),
+        *,
+        most_seen: int = _MOST_SEEN,
+    ) -> None:
         self._database = database
         self._groups_of = groups_of
+        self._most_seen = most_seen
 
     async def of(self, limit: Limit, subject: str | None, starts: int, ends: int) -> LedgerSum:
         table: Any = LedgerAttempt if limit.scope == "upstream" else LedgerEntry
         where = [*_scope(limit, subject), *_window(table, starts, ends)]
-        since = datetime.fromtimestamp(time.time() - SEEN_S, UTC)
+        since_s = time.time() - SEEN_S
         name = LedgerEntry.model
         sums: Select[Any] = select(name, *_measures(limit, table)).where(*where).group_by(name)
         lately: Select[Any] = (
-            select(table.entry_id)
-            .where(*where, table.ended_at >= since)
+            select(table.entry_id, table.ended_at)
+            .where(*where, table.ended_at >= datetime.fromtimestamp(since_s - _TOLD_WITHIN_S, UTC))
             .order_by(table.ended_at.desc())
-            .limit(_MOST_SEEN)
+            .limit(self._most_seen)
         )
         if table is LedgerAttempt:
             joined = LedgerEntry.entry_id == LedgerAttempt.entry_id
@@ -52,7 +66,10 @@ class DatabaseSums:
             seen = (await session.execute(lately)).all()
             rows = (await session.execute(sums)).all()
         used = sum(_used(limit, row) for row in rows if covers(limit, row[0], self._groups_of(row[0])))
-        return LedgerSum(used, tuple(_entry(row) for row in seen))
+        if len(seen) == self._most_seen:
+            # Some of those that ended with the oldest may be missing, so from the next millisecond on.
+            since_s = max(since_s, seen[-1].ended_at.timestamp() + 0.001)
+        return LedgerSum(used, tuple(_entry(row) for row in seen), math.ceil(since_s * 1000))
 
 
 def _measures(limit: Limit, table: Any) -> Sequence[ColumnElement[Any]]:
@@ -90,6 +107,8 @@ def _window(table: Any, starts: int, ends: int) -> list[ColumnElement[bool]]:
 def _scope(limit: Limit, subject: str | None) -> list[ColumnElement[bool]]:
     # What never reached an upstream (refused, hung up in the queue) was given back whole; a cached answer is a request.
     reached = LedgerEntry.upstream.is_not(None) | (LedgerEntry.cache == "hit")
+    # What an untrusted caller names met no limit, and must not be counted against whom it named.
+    trusted = LedgerEntry.key_id.in_(select(ApiKey.id).where(ApiKey.trusts_attribution))
     match limit.scope:
         case "deployment":
             return [reached]
@@ -102,11 +121,12 @@ def _scope(limit: Limit, subject: str | None) -> list[ColumnElement[bool]]:
         case "key":
             return [reached, LedgerEntry.key_id == uuid.UUID(subject)]
         case "end_user":
-            return [reached, LedgerEntry.workspace_id == limit.workspace_id, LedgerEntry.end_user == subject]
+            return [reached, trusted, LedgerEntry.workspace_id == limit.workspace_id, LedgerEntry.end_user == subject]
         case "tag":
             name, _, value = (subject or "").partition("=")
             return [
                 reached,
+                trusted,
                 LedgerEntry.workspace_id == limit.workspace_id,
                 LedgerEntry.tags[name].as_string() == value,
             ]
@@ -114,4 +134,4 @@ def _scope(limit: Limit, subject: str | None) -> list[ColumnElement[bool]]:
 
 def _entry(row: Sequence[Any]) -> str:
     entry: str = row[0].hex
-    return f"{entry}.{row[1]}" if len(row) > 1 else entry
+    return f"{entry}.{row[2]}" if len(row) > 2 else entry
