@@ -34,6 +34,7 @@ class OneWorker:
         self.tries = Tries(self.desk, SECRET)
         self.now_ms = 1_800_000_000_000
         self.desk.local._clock_ms = lambda: self.now_ms
+        self.desk.local._steady_ms = lambda: self.now_ms
         self._addresses = (f"192.0.2.{n}" for n in itertools.count())
 
     async def count(self, account: str, address: str | None = None) -> dict[str, str]:
