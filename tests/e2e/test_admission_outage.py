@@ -31,7 +31,7 @@ SLOTS = 6
 PRICE = {"input": "1.00", "output": "1000.00"}
 # So long Redis stands still: a request that waited for it would take longer than one may.
 STANDSTILL_S = 3.0
-MAY_TAKE_S = 2.0
+MAY_TAKE_S = 2.5
 BUDGET, SMALL_BUDGET = Decimal(12), Decimal("0.05")
 ONE_REQUEST = Decimal("0.0055")
 
