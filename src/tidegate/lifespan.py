@@ -104,17 +104,18 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
         book = LimitBook(LimitReader(database))
         stack.push_async_callback(book.aclose)
         flags: set[str] = set()
+        groups_of = _groups_in(catalogue)
         supplies = GateSupplies(
             settings=settings,
             workers=surroundings.workers,
             database=database,
             book=book,
-            sums=DatabaseSums(database, _groups_in(catalogue)),
+            sums=DatabaseSums(database, groups_of),
             client=client,
             on_change=lambda is_away: flags.add("limits") if is_away else flags.discard("limits"),
         )
         admission = await stack.enter_async_context(running_admission(supplies))
-        told = RecoveredEntries(admission.desk, book)
+        told = RecoveredEntries(admission.desk, book, groups_of=groups_of)
         ledger = await stack.enter_async_context(Ledger.running(settings.data_dir / "journal", store, recovered=told))
         gateway = _gateway(settings, catalogue, Rooms(admission, ledger, refusals, redis), client, drain)
         stack.callback(gateway.tokenizer.close)
