@@ -1,11 +1,8 @@
 """What both stores of the gate promise, case by case, in the same words and on the same clock."""
 
-from collections.abc import Iterator
-
 import pytest
-import redis
 
-from tests.support.gate_stores import START_MS, TwinStores
+from tests.support.gate_stores import MINUTE, SEAT, SEEDING, SLOTS, START_MS, TOKENS, TOTAL, TwinStores, take
 from tidegate.admission.store import (
     LEASE_MS,
     UNDO,
@@ -18,33 +15,6 @@ from tidegate.admission.store import (
     Seeding,
     Spent,
 )
-
-SEAT = Seat(2, 3, "flow")
-SLOTS = Check("slots", "held", "concurrency", 4, 1)
-MINUTE = Check("minute", "sliding", "requests", 60, 1)
-TOKENS = Check("tokens", "sliding", "tokens", 1000, 100)
-TOTAL = Check("total", "calendar", "cost", 1000, 100, alerts=True)
-SEEDING = Seeding("total", 0, 0, 1000, 300)
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator["redis.Redis"]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def stores(client: "redis.Redis", redis_prefix: str) -> Iterator[TwinStores]:
-    stores = TwinStores(client, redis_prefix)
-    try:
-        yield stores
-    finally:
-        stores.close()
-
-
-def take(stores: TwinStores, worker: str, entry: str, *checks: Check, seat: Seat | None = None) -> str:
-    reply = stores.take(worker, Asked(entry, checks, seat))
-    return reply.seat if seat is not None and reply.said == "taken" else reply.said
 
 
 def test_no_minute_has_more_than_its_amount_and_none_much_fewer(stores: TwinStores) -> None:

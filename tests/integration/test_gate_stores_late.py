@@ -1,39 +1,11 @@
 """What both stores of the gate promise of what is told late, and of what cannot be counted."""
 
-from collections.abc import Iterator
-
 import msgspec
 import pytest
 import redis
 
-from tests.support.gate_stores import START_MS, TAG, TwinStores
+from tests.support.gate_stores import MINUTE, SEEDING, SLOTS, START_MS, TAG, TOKENS, TOTAL, TwinStores, take
 from tidegate.admission.store import MOST, MOST_UNSETTLED, Asked, Check, Held, Seat, Seeding, Spent
-
-MINUTE = Check("minute", "sliding", "requests", 60, 1)
-TOKENS = Check("tokens", "sliding", "tokens", 1000, 100)
-SLOTS = Check("slots", "held", "concurrency", 4, 1)
-TOTAL = Check("total", "calendar", "cost", 1000, 100, alerts=True)
-SEEDING = Seeding("total", 0, 0, 1000, 300)
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator["redis.Redis"]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def stores(client: "redis.Redis", redis_prefix: str) -> Iterator[TwinStores]:
-    stores = TwinStores(client, redis_prefix)
-    try:
-        yield stores
-    finally:
-        stores.close()
-
-
-def take(stores: TwinStores, worker: str, entry: str, *checks: Check, seat: Seat | None = None) -> str:
-    reply = stores.take(worker, Asked(entry, checks, seat))
-    return reply.seat if seat is not None and reply.said == "taken" else reply.said
 
 
 def test_what_ended_long_before_the_seeding_is_in_the_sum_whenever_it_is_told(stores: TwinStores) -> None:

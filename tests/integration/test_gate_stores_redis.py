@@ -1,43 +1,27 @@
 """What only the gate's Redis store can show: its keys, another run of the server, answers that are late or lost."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any, cast
 
-import pytest
 import redis
 
-from tests.support.gate_stores import START_MS, TAG, DirectPipe, TwinStores, direct_store
+from tests.support.gate_stores import (
+    MINUTE,
+    SEAT,
+    SEEDING,
+    SLOTS,
+    START_MS,
+    TAG,
+    TOKENS,
+    TOTAL,
+    DirectPipe,
+    TwinStores,
+    direct_store,
+    take,
+)
 from tidegate.admission.redis_store import RedisStore
 from tidegate.admission.store import Asked, Check, Held, Seat, Seeding, Spent
 from tidegate.storage.pipeline import PipelinedRedis, StoreGone
-
-SEAT = Seat(2, 3, "flow")
-SLOTS = Check("slots", "held", "concurrency", 4, 1)
-MINUTE = Check("minute", "sliding", "requests", 60, 1)
-TOKENS = Check("tokens", "sliding", "tokens", 1000, 100)
-TOTAL = Check("total", "calendar", "cost", 1000, 100, alerts=True)
-SEEDING = Seeding("total", 0, 0, 1000, 300)
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator["redis.Redis"]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def stores(client: "redis.Redis", redis_prefix: str) -> Iterator[TwinStores]:
-    stores = TwinStores(client, redis_prefix)
-    try:
-        yield stores
-    finally:
-        stores.close()
-
-
-def take(stores: TwinStores, worker: str, entry: str, *checks: Check, seat: Seat | None = None) -> str:
-    reply = stores.take(worker, Asked(entry, checks, seat))
-    return reply.seat if seat is not None and reply.said == "taken" else reply.said
 
 
 def test_every_key_is_of_its_tag_and_has_an_end(stores: TwinStores, client: "redis.Redis", redis_prefix: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tidegate.admission.memory_store import MemoryStore
 from tidegate.admission.redis_store import RedisStore, script_source
-from tidegate.admission.store import Alert, Asked, Check, Held, Presence, Reply, Seeding, Spent
+from tidegate.admission.store import Alert, Asked, Check, Held, Presence, Reply, Seat, Seeding, Spent
 from tidegate.storage.pipeline import PipelinedRedis
 
 T = TypeVar("T")
@@ -21,6 +21,14 @@ START_MS = 1_800_000_000_000
 TAG = "w:1"
 # What no counter counts, and what comes to Redis as another number.
 UNCOUNTABLE = st.sampled_from([-(2**70), -(2**63), -1, 2**53 - 1, 2**53, 2**63 - 1, 2**63, 2**64, 2**70])
+
+
+SEAT = Seat(2, 3, "flow")
+SLOTS = Check("slots", "held", "concurrency", 4, 1)
+MINUTE = Check("minute", "sliding", "requests", 60, 1)
+TOKENS = Check("tokens", "sliding", "tokens", 1000, 100)
+TOTAL = Check("total", "calendar", "cost", 1000, 100, alerts=True)
+SEEDING = Seeding("total", 0, 0, 1000, 300)
 
 
 def mostly(usual: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
@@ -163,3 +171,9 @@ class TwinStores:
         memory, store = self._loop.run_until_complete(both())
         assert memory == store, f"memory says {memory}, Redis says {store}"
         return memory
+
+
+def take(stores: TwinStores, worker: str, entry: str, *checks: Check, seat: Seat | None = None) -> str:
+    """Takes in both; the seat's state where one is asked for and had, else what the stores said."""
+    reply = stores.take(worker, Asked(entry, checks, seat))
+    return reply.seat if seat is not None and reply.said == "taken" else reply.said
