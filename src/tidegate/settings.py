@@ -8,37 +8,35 @@ every faulty variable at once. Nothing is read at import.
 """
 
 import difflib
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal
 
 from dotenv import dotenv_values
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    EmailStr,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tidegate.setting_groups import (
+    AlertsSettings,
+    AuthSettings,
+    BootstrapSettings,
+    DatabaseSettings,
+    Group,
+    HttpSettings,
+    LimitsSettings,
+    MailSettings,
+    RedisSettings,
+    ServerSettings,
+    SingleSignOnSettings,
+)
 
 PREFIX = "TIDEGATE_"
-MINIMUM_SECRET_BYTES = 32
 ENV_FILE_VARIABLE = "TIDEGATE_ENV_FILE"
 # Kubernetes sets these for a Service of our name; they are nobody's typing error.
 _KUBERNETES_VARIABLE = re.compile(r"TIDEGATE(_[A-Z0-9]+)*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_.+)?)$")
-_API_KEY = re.compile(r"tg_[a-z0-9]{8}_[A-Za-z0-9_-]{43}")
 
 
 class SettingsError(Exception):
@@ -48,159 +46,6 @@ class SettingsError(Exception):
         super().__init__("\n".join(faults))
         self.faults = faults
         self.in_production = os.environ.get(f"{PREFIX}ENVIRONMENT") == "production"
-
-
-def _split(value: Any) -> Any:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-def _keyed_secrets(value: Any) -> Any:
-    """`kid:secret,kid:secret` as pairs; the first signs or hashes, all verify."""
-    if not isinstance(value, str):
-        return value
-    pairs = []
-    for part in _split(value):
-        kid, colon, secret = part.partition(":")
-        if not colon or not kid or not secret:
-            raise ValueError("each key is written kid:secret, several are separated by commas")
-        pairs.append((kid, SecretStr(secret)))
-    return tuple(pairs)
-
-
-CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-KeyedSecrets = Annotated[tuple[tuple[str, SecretStr], ...], NoDecode, BeforeValidator(_keyed_secrets)]
-
-
-class Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class DatabaseSettings(Group):
-    url: SecretStr | None = Field(None, description="`postgresql+asyncpg://…` in production; SQLite in the data dir")
-    max_replicas: PositiveInt = Field(1, description="how many of these servers share the database")
-
-    @field_validator("url")
-    @classmethod
-    def _driver_is_async(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("postgresql+asyncpg://", "sqlite+aiosqlite://")):
-            raise ValueError("must begin with postgresql+asyncpg:// or sqlite+aiosqlite://")
-        return url
-
-
-class RedisSettings(Group):
-    url: SecretStr | None = Field(None, description="`redis://…`; without it stores are in this one process")
-    key_prefix: str = Field("tidegate", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="of every key and channel")
-
-    @field_validator("url")
-    @classmethod
-    def _scheme_is_known(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
-        return url
-
-
-class AuthSettings(Group):
-    jwt_keys: KeyedSecrets = Field((), description="`kid:secret,…`: the first signs, all verify; 32 random bytes each")
-    api_key_peppers: KeyedSecrets = Field((), description="`kid:secret,…`: the first hashes new API keys, all verify")
-    access_token_minutes: int = Field(15, ge=1, le=60, description="1 to 60")
-
-    @field_validator("jwt_keys", "api_key_peppers")
-    @classmethod
-    def _secrets_are_strong(cls, pairs: tuple[tuple[str, SecretStr], ...]) -> tuple[tuple[str, SecretStr], ...]:
-        if len({kid for kid, _ in pairs}) != len(pairs):
-            raise ValueError("two keys have one kid; give each its own")
-        for kid, secret in pairs:
-            _check_strength(kid, secret.get_secret_value())
-        return pairs
-
-
-class HttpSettings(Group):
-    cors_origins: CommaSeparated = Field((), description="exact origins, comma-separated")
-    trusted_proxies: CommaSeparated = Field((), description="addresses or CIDRs whose X-Forwarded-For is believed")
-    max_body_bytes: PositiveInt = Field(
-        20 * 1024 * 1024, description="of a body under /v1, 413 past it; 64 KiB elsewhere"
-    )
-    end_user_headers: CommaSeparated = Field((), description="headers of trusted front ends that name the end user")
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
-        for proxy in proxies:
-            try:
-                ipaddress.ip_network(proxy, strict=False)
-            except ValueError:
-                if proxy != "*":
-                    raise ValueError(f"{proxy!r} is neither an address nor a CIDR, such as 10.0.0.0/8") from None
-        return proxies
-
-
-class ServerSettings(Group):
-    host: str = Field("127.0.0.1", min_length=1, max_length=255, description="the address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="the port to listen on; 0 takes a free one")
-    workers: Literal["auto"] | PositiveInt = Field(
-        "auto", description="`auto`: 1 in development, 2 × CPU + 1 in production, the container's quota counted"
-    )
-    drain_s: PositiveFloat = Field(30, description="how long running streams may finish when a worker leaves")
-    linger_s: NonNegativeFloat = Field(0, description="how long listeners stay open before that, answering 503")
-
-
-class LimitsSettings(Group):
-    on_store_failure: Literal["local", "deny", "allow"] = Field(
-        "local", description="while Redis is away: `local` judges by each worker's share, `deny` answers 503, `allow`"
-    )
-
-
-class AlertsSettings(Group):
-    webhook_url: SecretStr | None = Field(None, description="where alerts of limits and budgets are posted")
-    webhook_secret: SecretStr | None = Field(None, description="signs them: HMAC-SHA256 in `X-Tidegate-Signature`")
-
-    @field_validator("webhook_url")
-    @classmethod
-    def _scheme_is_http(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("https://", "http://")):
-            raise ValueError("must begin with https:// or http://")
-        return url
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _secret_is_strong(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None:
-            _check_strength("webhook", secret.get_secret_value())
-        return secret
-
-    @model_validator(mode="after")
-    def _is_signed(self) -> Self:
-        if self.webhook_url is not None and self.webhook_secret is None:
-            raise ValueError("webhook_url needs webhook_secret, which signs what is posted")
-        return self
-
-
-class BootstrapSettings(Group):
-    admin_email: EmailStr | None = Field(None, description="an admin, created at start where missing")
-    admin_password: SecretStr | None = Field(None, description="of that admin, at least 12 characters")
-    api_key: SecretStr | None = Field(None, description="an API key owned by that admin, created where missing")
-
-    @field_validator("api_key")
-    @classmethod
-    def _key_has_the_form(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is not None and not _API_KEY.fullmatch(key.get_secret_value()):
-            raise ValueError("must be tg_ + 8 of a-z0-9 + _ + 43 of base64url")
-        return key
-
-    @field_validator("admin_password")
-    @classmethod
-    def _password_is_long(cls, password: SecretStr | None) -> SecretStr | None:
-        if password is not None and len(password.get_secret_value()) < 12:
-            raise ValueError("must have at least 12 characters")
-        return password
-
-    @model_validator(mode="after")
-    def _is_complete(self) -> Self:
-        if (self.admin_password or self.api_key) and not self.admin_email:
-            raise ValueError("ADMIN_PASSWORD and API_KEY need TIDEGATE_BOOTSTRAP__ADMIN_EMAIL")
-        return self
 
 
 class Settings(BaseSettings):
@@ -233,6 +78,8 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     limits: LimitsSettings = LimitsSettings()
     alerts: AlertsSettings = AlertsSettings()
+    mail: MailSettings = MailSettings()
+    single_sign_on: SingleSignOnSettings = SingleSignOnSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
 
     @property
@@ -336,15 +183,6 @@ def _fault(fault: ErrorDetails) -> str:
 def _unknown(name: str, known: Mapping[str, str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _check_strength(kid: str, secret: str) -> None:
-    if len(secret.encode()) < MINIMUM_SECRET_BYTES:
-        raise ValueError(
-            f"the secret of {kid!r} is shorter than {MINIMUM_SECRET_BYTES} bytes; make one with: openssl rand -hex 32"
-        )
-    if len(set(secret)) < 12:
-        raise ValueError(f"the secret of {kid!r} repeats itself; make one with: openssl rand -hex 32")
 
 
 def _production_faults(settings: Settings) -> list[str]:

@@ -23,7 +23,8 @@ from tests.support.waiting import eventually
 from tidegate.accounts.keys import ApiKeys, CreatedKey
 from tidegate.accounts.schemas import NewKey
 from tidegate.auth.keyring import Keyring
-from tidegate.settings import RedisSettings, Settings
+from tidegate.setting_groups import RedisSettings
+from tidegate.settings import Settings
 from tidegate.storage.changes import Changes, key_topic
 from tidegate.storage.database import Database
 

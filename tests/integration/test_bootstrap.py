@@ -22,7 +22,8 @@ from tidegate.auth.models import ApiKey
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal_cache import CacheBounds
 from tidegate.errors import AuthenticationError
-from tidegate.settings import AuthSettings, BootstrapSettings, DatabaseSettings, Settings, SettingsError
+from tidegate.setting_groups import AuthSettings, BootstrapSettings, DatabaseSettings
+from tidegate.settings import Settings, SettingsError
 from tidegate.storage.database import Database
 
 EMAIL = "Root@example.com"

@@ -28,7 +28,7 @@ from tidegate.storage.migrate import (
 )
 from tidegate.storage.migrations.tables import all_tables
 
-REVISIONS = ["0001", "0002", "0003"]
+REVISIONS = ["0001", "0002", "0003", "0004"]
 BEHIND = f"behind by {', '.join(REVISIONS)}: run `tidegate migrate`"
 
 

@@ -23,7 +23,7 @@ from tidegate.accounts.models import Workspace
 from tidegate.accounts.schemas import NewKey
 from tidegate.inference.kept_answers import MemoryAnswers, RedisAnswers
 from tidegate.inference.response_cache import ResponseCache
-from tidegate.settings import RedisSettings
+from tidegate.setting_groups import RedisSettings
 from tidegate.storage.bounded_redis import BoundedRedis
 
 PRICE = {"input": "2.00", "cached_input": "0.50", "output": "8.00"}

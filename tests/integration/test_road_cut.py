@@ -20,7 +20,7 @@ from tidegate.accounts.schemas import NewKey
 from tidegate.limits.metered import MeteredAmount
 from tidegate.limits.models import LimitRow
 from tidegate.limits.values import MOST, MOST_USD, Overrun, exact_amount
-from tidegate.settings import RedisSettings
+from tidegate.setting_groups import RedisSettings
 
 WORDS = 60
 LONG = [{"role": "user", "content": " ".join(["word"] * WORDS)}]

@@ -18,7 +18,8 @@ from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
 from tidegate.accounts.schemas import NewKey
 from tidegate.app import create_app
 from tidegate.auth.authenticator import Authenticator
-from tidegate.settings import AuthSettings, DatabaseSettings, Settings
+from tidegate.setting_groups import AuthSettings, DatabaseSettings
+from tidegate.settings import Settings
 from tidegate.storage.changes import Changes
 from tidegate.storage.database import Database
 

@@ -9,7 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from tidegate.auth.keyring import SECRETS_FILE, Keyring, Keyrings, write_private_file
-from tidegate.settings import AuthSettings, Settings, SettingsError
+from tidegate.setting_groups import AuthSettings
+from tidegate.settings import Settings, SettingsError
 
 FIRST = "first-secret-0123456789abcdefghijklmnop"
 SECOND = "second-secret-0123456789abcdefghijklmno"

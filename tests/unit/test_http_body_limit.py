@@ -7,7 +7,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.edge import EdgeApp, call, scope_of
 from tidegate.http.middleware import with_edge
-from tidegate.settings import HttpSettings, Settings
+from tidegate.setting_groups import HttpSettings
+from tidegate.settings import Settings
 
 SETTINGS = Settings(environment="test", http=HttpSettings(max_body_bytes=100))
 

@@ -6,7 +6,8 @@ from starlette.types import Receive, Scope, Send
 from tests.support.edge import Answer, EdgeApp, call
 from tidegate.errors import Overloaded
 from tidegate.http.middleware import with_edge
-from tidegate.settings import HttpSettings, Settings
+from tidegate.setting_groups import HttpSettings
+from tidegate.settings import Settings
 
 ORIGIN = "https://app.example.com"
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from tidegate.server.pools import LEAST, Pool, pool_for, worker_count
 from tidegate.server.refusal import StartRefused
-from tidegate.settings import DatabaseSettings, ServerSettings, Settings
+from tidegate.setting_groups import DatabaseSettings, ServerSettings
+from tidegate.settings import Settings
 
 
 def replicas(number: int) -> Settings:

@@ -20,7 +20,7 @@ import orjson
 
 from tidegate.admission.store import Alert
 from tidegate.limits.values import Limit, written_amount
-from tidegate.settings import AlertsSettings
+from tidegate.setting_groups import AlertsSettings
 from tidegate.telemetry.logging import get_logger
 
 SIGNATURE_HEADER = "X-Tidegate-Signature"

@@ -16,7 +16,8 @@ from typing import Final, Self
 
 from pydantic import SecretStr
 
-from tidegate.settings import MINIMUM_SECRET_BYTES, Settings, SettingsError
+from tidegate.setting_groups import MINIMUM_SECRET_BYTES
+from tidegate.settings import Settings, SettingsError
 
 SECRETS_FILE: Final = "secrets.json"
 _GENERATED_KID: Final = "generated"

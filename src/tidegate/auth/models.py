@@ -17,7 +17,7 @@ class ApiKey(Base):
 
     `hash_scheme` and `pepper_kid` say how `secret_hash` was made, so that keys of another scheme can stand beside ours.
     `models` are names, groups or patterns; null admits every model. `queue_weight` is its share of an upstream's queue
-    beside other keys.
+    beside other keys. `allowed_addresses` are addresses and CIDRs that it may be used from; null is from anywhere.
     """
 
     __tablename__ = "api_keys"
@@ -43,3 +43,18 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     queue_weight: Mapped[int] = mapped_column(SmallInteger, default=1, server_default=text("1"))
+    allowed_addresses: Mapped[list[str] | None] = mapped_column(JsonDocument)
+
+
+class RetiringSecret(Base):
+    """A secret that a key had before its rotation, and that opens it beside the new one until `ends_at`."""
+
+    __tablename__ = "retiring_secrets"
+
+    prefix: Mapped[str] = mapped_column(Text, primary_key=True)
+    workspace_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("workspaces.id"), index=True)
+    key_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("api_keys.id"), index=True)
+    secret_hash: Mapped[bytes]
+    hash_scheme: Mapped[str] = mapped_column(Text)
+    pepper_kid: Mapped[str | None] = mapped_column(Text)
+    ends_at: Mapped[datetime] = mapped_column(UtcDateTime)

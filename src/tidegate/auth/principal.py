@@ -14,8 +14,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """A caller: an API key (`key_id` set) or a signed-in user (`key_id` null).
 
     `models` are names, groups or patterns that a key is held to; None holds it to none. `role` is a user's: an admin
-    acts in every workspace, a member in theirs. `expires_at` is Unix seconds. `queue_weight`, from 1 to 100, is the
-    caller's share of an upstream's queue beside others.
+    acts in every workspace, a member in theirs. `email` and `sign_in_id` are a signed-in user's. `expires_at` is Unix
+    seconds. `queue_weight`, from 1 to 100, is the caller's share of an upstream's queue beside others.
     """
 
     workspace_id: uuid.UUID
@@ -23,6 +23,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     key_prefix: str | None = None
     user_id: uuid.UUID | None = None
     role: Role | None = None
+    email: str | None = None
+    sign_in_id: uuid.UUID | None = None
     scopes: frozenset[Scope] = frozenset({"inference"})
     models: tuple[str, ...] | None = None
     expires_at: float | None = None

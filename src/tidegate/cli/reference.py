@@ -7,7 +7,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tidegate.settings import PREFIX, Group, Settings
+from tidegate.setting_groups import Group
+from tidegate.settings import PREFIX, Settings
 
 ENV_EXAMPLE = Path(".env.example")
 SETTINGS_PAGE = Path("docs/reference/settings.md")
