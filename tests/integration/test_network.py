@@ -19,14 +19,20 @@ _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 class _Transport:
     """What of a transport a stream that is only read asks."""
 
-    def is_closing(self) -> bool:
-        return False
+    def __init__(self) -> None:
+        self.is_paused = False
+
+    def abort(self) -> None:
+        pass
+
+    def is_read(self) -> bool:
+        return not self.is_paused
 
     def pause_reading(self) -> None:
-        pass
+        self.is_paused = True
 
     def resume_reading(self) -> None:
-        pass
+        self.is_paused = False
 
 
 def a_stream() -> UpstreamStream:
@@ -47,7 +53,7 @@ async def test_a_deadline_is_seen_though_data_never_stops_coming() -> None:
     reads = 0
     with anyio.move_on_after(0.05) as scope:
         while reads < 300_000:
-            await stream.read(65536)
+            await stream.read()
             reads += 1
     feeding.cancel()
     assert scope.cancelled_caught, reads
@@ -67,7 +73,7 @@ async def test_others_have_their_turn_while_much_is_read() -> None:
     counting = asyncio.create_task(count())
     left = 200_000
     while left:
-        left -= len(await stream.read(65536))
+        left -= len(await stream.read())
     counting.cancel()
     assert turns >= 10
 
@@ -76,9 +82,36 @@ async def test_a_connection_that_broke_is_told_behind_what_it_brought() -> None:
     stream = a_stream()
     stream.data_received(b"last words")
     stream.connection_lost(ConnectionResetError("reset"))
-    assert await stream.read(100) == b"last words"
-    with pytest.raises(Exception, match="reset"):
-        await stream.read(100)
+    assert await stream.read() == b"last words"
+    with pytest.raises(httpx2.ReadError, match="reset"):
+        await stream.read()
+
+
+async def test_what_nobody_reads_stops_the_reading_of_the_socket_and_reading_it_starts_it_again() -> None:
+    stream, transport = UpstreamStream(), _Transport()
+    stream.connection_made(cast("asyncio.BaseTransport", transport))
+    came = [b"%d" % number * 10_000 for number in range(10)]
+    for data in came[:6]:
+        stream.data_received(data)
+    assert transport.is_read()
+    for data in came[6:]:
+        stream.data_received(data)
+    assert not transport.is_read()
+    got = b""
+    while not transport.is_read():
+        got += await stream.read()
+    left = sum(map(len, came)) - len(got)
+    assert 0 < left < 16 * 1024
+    while len(got) < sum(map(len, came)):
+        got += await stream.read()
+    assert got == b"".join(came)
+
+
+async def test_what_is_closed_holds_nothing_and_is_at_its_end() -> None:
+    stream = a_stream()
+    stream.data_received(b"x" * 100_000)
+    stream.close()
+    assert await stream.read() == b""
 
 
 @pytest.fixture

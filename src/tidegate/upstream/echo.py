@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from tidegate.errors import UpstreamError
 from tidegate.upstream.provider import Answer, UpstreamRequest
 
 _MODEL_ID = "chatcmpl-echo"
@@ -101,7 +102,13 @@ class EchoProvider:
     @asynccontextmanager
     async def open(self, request: UpstreamRequest) -> AsyncIterator[Answer]:
         request.was_sent = True
-        yield EchoAnswer(_decoder.decode(request.body))
+        try:
+            asked = _decoder.decode(request.body)
+        except msgspec.DecodeError as error:
+            # Valid by what stands last under a name; this decoder reads what stands first too.
+            name = request.attempt.upstream.name
+            raise UpstreamError(f"The upstream {name!r} cannot read the request: {error}.", upstream=name) from None
+        yield EchoAnswer(asked)
 
 
 def _words(asked: _EchoRequest) -> list[str]:

@@ -35,7 +35,11 @@ _REFUSED = {
 
 def check_local_body(body: bytes) -> None:
     """`check_local_request` for a request's body, which is a JSON object."""
-    check_local_request(msgspec.json.decode(body, type=dict[str, object]))
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, object])
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"The local model cannot read the body: {error}.") from None
+    check_local_request(fields)
 
 
 def check_local_request(fields: Mapping[str, object]) -> None:

@@ -8,26 +8,43 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, cast
 
-import anyio
 import httpx2
 
 from tidegate.errors import UpstreamError, UpstreamTimeout
+from tidegate.upstream.echoed_key import key_of, without_key
 from tidegate.upstream.provider import Answer, UpstreamRequest
 from tidegate.upstream.transport import ANEW, KeptConnectionBroke, UpstreamTransport
 
 # A close so soon after sending is of the idle connection, not of the work on it.
 _STALE_CONNECTION_WITHIN_S = 1.0
-_CLOSE_WITHIN_S = 1.0
 _LONGEST_ID = 256
 _KEEPALIVE_S = 60.0
-_PASSED = frozenset({"x-request-id", "retry-after"})
-_PASSED_PREFIX = "x-ratelimit-"
+_PASSED = frozenset({b"x-request-id", b"retry-after"})
+_PASSED_PREFIX = b"x-ratelimit-"
 
 
-def open_client() -> httpx2.AsyncClient:
+class UpstreamClient(httpx2.AsyncClient):
+    """An `AsyncClient` whose `send` of a stream goes straight to its transport.
+
+    Redirects, flows of authentication, hooks and cookies are not wanted of an upstream; that `AsyncClient` looks for
+    them with each request and adds a generator to each body cost as much as sending it.
+    """
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+        if not stream or options:
+            return await super().send(request, stream=stream, **options)
+        if self.is_closed:
+            raise RuntimeError("The client has been closed: nothing can be sent by it.")
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        return response
+
+
+def open_client() -> UpstreamClient:
     """The one client of a process. How many requests run at once is for the slots to say, not for its pool."""
-    return httpx2.AsyncClient(
+    return UpstreamClient(
         transport=UpstreamTransport(keepalive_s=_KEEPALIVE_S),
         timeout=None,
         trust_env=False,
@@ -38,50 +55,63 @@ def open_client() -> httpx2.AsyncClient:
 
 
 class _Body(httpx2.AsyncByteStream):
-    """A request's body, which knows that it was asked for: the connection stands and its headers are sent."""
+    """A request's body, in one piece. It knows that it was asked for: the connection stands, and it is sent."""
 
     def __init__(self, request: UpstreamRequest) -> None:
         self._request = request
+        self._is_given = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        self._request.was_sent = True
-        yield self._request.body
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._is_given:
+            raise StopAsyncIteration
+        self._request.was_sent = self._is_given = True
+        return self._request.body
 
 
 class HttpAnswer:
-    """Implements `Answer` over a response of the client."""
+    """Implements `Answer` over a response of the client. It is iterated once. What it tells has not `key` in it."""
 
-    def __init__(self, response: httpx2.Response, upstream: str) -> None:
-        self._response = response
+    def __init__(self, response: httpx2.Response, upstream: str, key: str | None) -> None:
+        # The transport's own stream: what `aiter_raw` adds to it is bookkeeping for each chunk.
+        self._pieces = aiter(cast("httpx2.AsyncByteStream", response.stream))
         self._upstream = upstream
+        self._key = key
+        self._headers = {name.lower(): value for name, value in response.headers.raw}
         self.status = response.status_code
 
     @property
     def is_event_stream(self) -> bool:
-        return self._response.headers.get("content-type", "").lower().startswith("text/event-stream")
+        return self._headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
 
     @property
     def request_id(self) -> str | None:
-        named = self._response.headers.get("x-request-id")
-        return None if named is None else named[:_LONGEST_ID]
+        named = self._headers.get(b"x-request-id")
+        return None if named is None else self._told(named)[:_LONGEST_ID]
 
     @property
     def passed_headers(self) -> Mapping[str, str]:
         passed = {}
-        for name, value in self._response.headers.items():
+        for name, value in self._headers.items():
             if name in _PASSED or name.startswith(_PASSED_PREFIX):
-                passed[f"X-Tidegate-Upstream-{name.removeprefix('x-')}"] = value
+                passed[f"X-Tidegate-Upstream-{name.removeprefix(b'x-').decode('ascii')}"] = self._told(value)
         return passed
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
         try:
-            # The transport's own stream: what `aiter_raw` adds to it is bookkeeping for each chunk.
-            async for data in self._response.stream:  # type: ignore[union-attr]
-                yield data
+            return await anext(self._pieces)
         except httpx2.TransportError as error:
             raise UpstreamError(
                 f"The upstream {self._upstream!r} broke off its answer: {_reason(error)}.", upstream=self._upstream
             ) from error
+
+    def _told(self, value: bytes) -> str:
+        return without_key(value.decode("utf-8", "backslashreplace"), self._key)
 
 
 class OpenAIProvider:
@@ -112,10 +142,10 @@ class OpenAIProvider:
         except httpx2.TransportError as error:
             raise _failure(error, request) from error
         try:
-            yield HttpAnswer(response, request.attempt.upstream.name)
+            yield HttpAnswer(response, request.attempt.upstream.name, _key(request))
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE_WITHIN_S):
-                await response.aclose()
+            # It waits for nothing (`transport.py`): there is nothing to shield, and nothing to bound.
+            await cast("httpx2.AsyncByteStream", response.stream).aclose()
 
     async def _send(self, request: UpstreamRequest, *, anew: bool = False) -> httpx2.Response:
         upstream = request.attempt.upstream
@@ -138,7 +168,6 @@ class OpenAIProvider:
             raise UpstreamTimeout("write", timeouts.write_s, upstream=upstream.name) from None
 
     def _headers(self, request: UpstreamRequest, url: httpx2.URL) -> list[tuple[bytes, bytes]]:
-        upstream = request.attempt.upstream
         headers = [
             (b"host", url.netloc),
             (b"content-type", b"application/json"),
@@ -148,7 +177,7 @@ class OpenAIProvider:
             (b"user-agent", b"tidegate"),
             *request.headers,
         ]
-        key = request.lease.api_key or (upstream.api_key.get_secret_value() if upstream.api_key else None)
+        key = _key(request)
         if key is not None:
             headers.append((b"authorization", b"Bearer " + key.encode()))
         if request.lease.base_url is not None:
@@ -165,6 +194,10 @@ class OpenAIProvider:
                 self._urls.clear()
             url = self._urls[whole] = httpx2.URL(whole)
         return url
+
+
+def _key(request: UpstreamRequest) -> str | None:
+    return request.lease.api_key or key_of(request.attempt.upstream)
 
 
 def _failure(error: httpx2.TransportError, request: UpstreamRequest) -> UpstreamError:
