@@ -130,7 +130,7 @@ class Rig:
         with admitted:
             slot_ask = SlotAsk(
                 entry_id=entry_id,
-                flow=str(self._principal.key_id),
+                flow=(self._principal.key_id or self._principal.workspace_id).hex,
                 reserve=_RESERVE,
                 limits=admitted.limits.upstream("bench", "small", ()),
                 spent=lambda: Spent(17, 82_000),

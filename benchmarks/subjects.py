@@ -61,7 +61,7 @@ async def bare_proxy(client: str, upstream_port: int, folder: Path) -> AsyncIter
 
 @asynccontextmanager
 async def gateway(folder: Path, catalogue: str) -> AsyncIterator[Subject]:
-    async with GatewayProcess(folder / "alone", GatewayPlan(catalogue=catalogue, drain_s=1)) as running:
+    async with GatewayProcess(folder / "alone", GatewayPlan(catalogue=catalogue, drain_s=1, cold=True)) as running:
         yield _gateway_subject("tidegate", running, running.api_key)
 
 
@@ -69,7 +69,7 @@ async def gateway(folder: Path, catalogue: str) -> AsyncIterator[Subject]:
 async def gateway_on_redis(folder: Path, catalogue: str, redis_url: str) -> AsyncIterator[Subject]:
     """Its keys in Redis are its own, and deleted at the end."""
     prefix = new_prefix()
-    plan = GatewayPlan(catalogue=catalogue, drain_s=1, redis_url=redis_url, redis_prefix=prefix)
+    plan = GatewayPlan(catalogue=catalogue, drain_s=1, redis_url=redis_url, redis_prefix=prefix, cold=True)
     try:
         async with GatewayProcess(folder / "on-redis", plan) as running:
             made = await running.command("keys", "create", "--name", "bench", *_LIMITS, "--json")

@@ -12,7 +12,7 @@ from tests.support.stand_in import ECHO, StandIn, not_started, refusal
 
 
 async def test_a_port_in_use_is_named_with_a_way_out(tmp_path: Path) -> None:
-    gateway = GatewayProcess(tmp_path, GatewayPlan(catalogue=ECHO))
+    gateway = GatewayProcess(tmp_path, GatewayPlan(catalogue=ECHO, cold=True))
     with socket.create_server(("127.0.0.1", gateway.port)):
         (line,) = await refusal(gateway)
     assert line.startswith(f"port {gateway.port} on 127.0.0.1 is in use; choose another: make serve PORT=")

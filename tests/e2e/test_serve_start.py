@@ -16,7 +16,7 @@ _NOTHING_GIVEN = {f"TIDEGATE_BOOTSTRAP__{name}": "" for name in ("ADMIN_EMAIL", 
 
 
 def development() -> GatewayPlan:
-    return GatewayPlan(catalogue=ECHO, environment="development", variables=_NOTHING_GIVEN)
+    return GatewayPlan(catalogue=ECHO, environment="development", variables=_NOTHING_GIVEN, cold=True)
 
 
 def curl_line(printed: str) -> list[str]:
@@ -82,6 +82,7 @@ async def test_production_speaks_json_alone_and_serves_under_gunicorn(
         database_url=postgres_url,
         redis_url=redis_url,
         redis_prefix=redis_prefix,
+        cold=True,
     )
     async with GatewayProcess(tmp_path, plan) as gateway:
         async with RawClient(gateway.base_url) as client:

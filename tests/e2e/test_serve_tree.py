@@ -42,7 +42,7 @@ def parent(process: psutil.Process) -> int:
 
 
 async def test_development_is_a_root_with_one_worker_and_the_model(tmp_path: Path) -> None:
-    async with StandIn(tmp_path, single(catalogue=LOCAL)) as gateway:
+    async with StandIn(tmp_path, single(catalogue=LOCAL, cold=True)) as gateway:
         (root,) = gateway.titled("root")
         worker = await gateway.one_titled("worker")
         model = await gateway.one_titled("model")
@@ -105,7 +105,8 @@ async def test_an_interrupt_in_development_prints_one_quiet_line(tmp_path: Path)
 
 
 async def test_a_killed_root_takes_its_tree_along_but_lets_the_stream_end(tmp_path: Path) -> None:
-    async with StandIn(tmp_path, single(catalogue=LOCAL, drain_s=20)) as gateway, RawClient(gateway.base_url) as client:
+    plan = single(catalogue=LOCAL, drain_s=20, cold=True)
+    async with StandIn(tmp_path, plan) as gateway, RawClient(gateway.base_url) as client:
         await open_stream(client, seconds=1)
         await gateway.kill9(root_alone=True)
         assert (await client.body()).endswith(b"done\n")
@@ -175,7 +176,7 @@ async def test_what_readiness_waits_for_is_said_once(tmp_path: Path) -> None:
 
 
 async def test_production_is_gunicorn_under_the_root(tmp_path: Path) -> None:
-    async with StandIn(tmp_path, gunicorn(catalogue=LOCAL)) as gateway:
+    async with StandIn(tmp_path, gunicorn(catalogue=LOCAL, cold=True)) as gateway:
         arbiter = await gateway.one_titled("arbiter")
         await eventually(partial(_has_started, gateway, 2), within_s=30)
         workers = gateway.titled("worker")

@@ -18,7 +18,7 @@ BANNED_NAMES = ("utils", "helpers", "manager", "handler", "process", "data", "co
 # From the ground up. The first pattern that matches a module's name (below `tidegate.`) says its floor.
 FLOORS: tuple[tuple[str, int], ...] = (
     (r"$", 0),
-    (r"(errors|settings|setting_groups)(\.|$)", 0),
+    (r"(errors|settings|setting_\w+)(\.|$)", 0),
     # Alembic's programs: run by it, imported by nobody, and they must see every table.
     (r"storage\.migrations(\.|$)", 6),
     # What the edge knows of a request: features read it, so it stands beside them.
@@ -29,7 +29,9 @@ FLOORS: tuple[tuple[str, int], ...] = (
     (r"(routing|admission|ledger|limits|auth|audit|accounts|mail|upstream)(\.|$)", 2),
     (r"inference(\.|$)", 3),
     (r"(app|lifespan)(\.|$)", 5),
-    (r"(cli|dashboard|server)(\.|$)", 6),
+    # The pages, which the app includes.
+    (r"dashboard(\.|$)", 4),
+    (r"(cli|server)(\.|$)", 6),
 )
 # Endpoints take dependencies and contexts from the floor above, which builds them.
 _ENDPOINTS_MAY_IMPORT = re.compile(r"tidegate\.http(\.|$)")
@@ -154,7 +156,7 @@ def _says_what_it_owns(source: Source) -> Found:
 
 
 def _settings_alone_read_the_environment(source: Source) -> Found:
-    if not source.of_tidegate or source.module == "tidegate.settings":
+    if not source.of_tidegate or source.module in ("tidegate.settings", "tidegate.setting_references"):
         return
     names = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
     for node in ast.walk(source.tree):

@@ -6,14 +6,16 @@ It says `ready`, waits for a line, does its job, and says what came of it as a l
 import asyncio
 import contextlib
 import json
+import os
 import random
-import subprocess
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
+from tests.support.warm import Warm, warm_start
 from tidegate.admission.redis_store import RedisStore, script_source
 from tidegate.admission.store import Asked, Check, Seat, Spent
 from tidegate.storage.pipeline import PipelinedRedis
@@ -28,10 +30,39 @@ ASKING_S = 6.0
 
 
 @dataclass
+class _Started:
+    running: Warm
+    stdin: IO[str]
+    stdout: IO[str]
+
+    @classmethod
+    def by(cls, arguments: list[str]) -> Self:
+        for_it, ours = os.pipe()
+        answers, its = os.pipe()
+        with os.fdopen(for_it, "rb") as stdin, os.fdopen(its, "wb") as stdout, os.fdopen(os.dup(2), "wb") as errors:
+            running = warm_start(
+                "tests.support.gate_racer",
+                arguments,
+                cwd=ROOT,
+                env=os.environ,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=errors,
+            )
+        return cls(running, os.fdopen(ours, "w"), os.fdopen(answers))
+
+    def kill(self) -> None:
+        self.running.send_signal(signal.SIGKILL)
+        self.running.wait(WITHIN_S)
+        self.stdin.close()
+        self.stdout.close()
+
+
+@dataclass
 class Racers:
     """Several such processes, that begin at once. `pids` are killed by their number alone."""
 
-    processes: list["subprocess.Popen[str]"] = field(default_factory=list)
+    processes: list[_Started] = field(default_factory=list)
 
     @classmethod
     @contextlib.contextmanager
@@ -40,30 +71,22 @@ class Racers:
         racers = cls()
         try:
             for at, job in enumerate(jobs):
-                command = [sys.executable, "-m", "tests.support.gate_racer", url, prefix, f"racer-{at}", job]
-                racers.processes.append(
-                    subprocess.Popen(
-                        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-                    )
-                )
+                racers.processes.append(_Started.by([url, prefix, f"racer-{at}", job]))
             for process in racers.processes:
                 racers.line(process)
             yield racers
         finally:
             for process in racers.processes:
                 process.kill()
-                process.communicate(timeout=WITHIN_S)
 
     def begin(self) -> None:
         for process in self.processes:
-            assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
 
-    def line(self, process: "subprocess.Popen[str]") -> Any:
-        assert process.stdout is not None
+    def line(self, process: _Started) -> Any:
         line = process.stdout.readline()
-        assert line, f"racer ended with {process.wait(WITHIN_S)}"
+        assert line, f"racer ended with {process.running.wait(WITHIN_S)}"
         return json.loads(line)
 
     def results(self) -> list[Any]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tidegate.admission.memory_store import MemoryStore
 from tidegate.admission.redis_store import RedisStore, script_source
 from tidegate.admission.store import Alert, Asked, Check, Held, Presence, Reply, Seat, Seeding, Spent
-from tidegate.storage.pipeline import PipelinedRedis
+from tidegate.storage.pipeline import PipelinedRedis, Taker
 
 T = TypeVar("T")
 START_MS = 1_800_000_000_000
@@ -61,6 +61,9 @@ class DirectPipe:
         answer = asyncio.get_running_loop().create_future()
         answer.set_result(self.client.evalsha(self._sha, len(keys), *keys, *args))
         return answer
+
+    def hand_script(self, taker: Taker, name: str, key: str, op: str, payload: bytes) -> None:
+        taker.set_result(self.script(name, [key], [op, payload]).result())
 
 
 def direct_store(pipe: DirectPipe, prefix: str, clock: Callable[[], int], alerts: list[Alert]) -> RedisStore:

@@ -11,7 +11,7 @@ import httpx2
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
-from tests.support.credentials import database_at_head, keyrings, secret_settings
+from tests.support.credentials import access_token, database_at_head, keyrings, secret_settings
 from tests.support.stand_in import ECHO
 from tidegate.accounts.keys import ApiKeys, CreatedKey
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
@@ -30,7 +30,8 @@ Json = dict[str, Any]
 class KeysApi:
     """`admin`, `member` and `other` are users of `default`, `stranger` is a member of `research`.
 
-    `told` are the changes of keys and of limits, in order.
+    `told` are the changes of keys and of limits, in order. `peer` is the address that calls come from, None for a Unix
+    socket's.
     """
 
     client: httpx2.AsyncClient
@@ -40,10 +41,11 @@ class KeysApi:
     users: dict[str, uuid.UUID]
     tokens: dict[str, str]
     told: list[str | None] = field(default_factory=list)
+    peer: str | None = "127.0.0.1"
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, folder: Path) -> AsyncIterator[Self]:
+    async def open(cls, url: str, folder: Path, **settings_of_test: Any) -> AsyncIterator[Self]:
         async with database_at_head(url) as database:
             research, users = await _people(database)
         settings = Settings(
@@ -52,16 +54,20 @@ class KeysApi:
             config_toml=ECHO,
             database=DatabaseSettings(url=SecretStr(url)),
             auth=AuthSettings(**secret_settings()),
+            **settings_of_test,
         )
         app = create_app(settings)
         async with app.router.lifespan_context(app) as state:
             assert state is not None
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-                await app({**scope, "state": dict(state)}, receive, send)
+                peer = None if api.peer is None else (api.peer, 40000)
+                await app({**scope, "state": dict(state), "client": peer}, receive, send)
 
             authenticator: Authenticator = state["authenticator"]
-            tokens = {name: authenticator.tokens.issue(user_id) for name, user_id in users.items()}
+            tokens = {
+                name: await access_token(state["database"], authenticator, user_id) for name, user_id in users.items()
+            }
             keys = ApiKeys(state["database"], keyrings().peppers)
             transport = httpx2.ASGITransport(with_state)
             async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:

@@ -10,13 +10,14 @@ import httpx2
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.support.credentials import database_at_head, keyrings
+from tests.support.credentials import access_token, database_at_head, keyrings
 from tidegate.accounts.keys import ApiKeys, CreatedKey
 from tidegate.accounts.models import User, Workspace
 from tidegate.accounts.schemas import NewKey
 from tidegate.auth.authenticator import Authenticator
 from tidegate.auth.principal_cache import CacheBounds
 from tidegate.http.errors import install_error_handlers
+from tidegate.http.middleware import RequestEdge
 from tidegate.limits.dependencies import get_upstream_names
 from tidegate.limits.endpoints import router
 from tidegate.storage.database import Database
@@ -46,7 +47,7 @@ class LimitsApi:
             changed: list[uuid.UUID] = []
             app = _app(database, authenticator, changed)
             client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway")
-            tokens = {name: authenticator.tokens.issue(user_id) for name, user_id in users.items()}
+            tokens = {name: await access_token(database, authenticator, user_id) for name, user_id in users.items()}
             keys = ApiKeys(database, keyrings().peppers)
             try:
                 async with client:
@@ -107,4 +108,4 @@ def _app(database: Database, authenticator: Authenticator, changes: list[uuid.UU
         scope["state"] = {"database": database, "authenticator": authenticator, "limits_changed": changed}
         await app(scope, receive, send)
 
-    return with_state
+    return RequestEdge(with_state)

@@ -1,8 +1,12 @@
-"""`tidegate serve` with stand-ins: the real root over the app of `serve_parts.py` and the model of `serve_model.py`."""
+"""`tidegate serve` with stand-ins: the real root over the app of `serve_parts.py` and the model of `serve_model.py`.
+
+With the argument `warm` the server is a fork of the root.
+"""
 
 import sys
 
-from tidegate.server.children import python
+from tests.support.warm_root import fork_child
+from tidegate.server.children import Child, python
 from tidegate.server.model_keeper import Backoff
 from tidegate.server.root import Parts, run
 from tidegate.settings import load_settings
@@ -15,6 +19,7 @@ _MODEL = "tests.support.serve_model"
 def _root() -> int:
     settings = load_settings()
     parts = Parts(
+        start=fork_child if sys.argv[1:] == ["warm"] else Child.start,
         server_arguments=(f"--app={_APP}:make_app", f"--prepare={_APP}:prepare"),
         model=python(_MODEL, str(settings.data_dir)),
         backoff=Backoff(first_s=0.05, longest_s=0.2),

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -26,8 +27,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from tests.support.client import ConnectionEnded, RawClient
+from tests.support.schema import bring_to_head
 from tests.support.waiting import NeverHappened, eventually
-from tidegate.storage.migrate import migrate
+from tests.support.warm import Warm, warm_start
 
 LOOPBACK = "127.0.0.1"
 ADMIN_EMAIL = "admin@example.com"
@@ -50,7 +52,8 @@ class GatewayPlan:
     """How a gateway is set up. One worker on SQLite with stores in the process, unless it says more.
 
     `environment` production needs `database_url`, and `redis_url` for more than one worker; the database is migrated
-    before the start. `variables` stand above everything else.
+    before the start. `variables` stand above everything else. Its processes are forks of one that has the modules
+    imported already; `cold` ones are interpreters of their own, as a person starts them.
     """
 
     catalogue: str
@@ -61,6 +64,7 @@ class GatewayPlan:
     redis_prefix: str | None = None
     drain_s: float = 5.0
     variables: Mapping[str, str] = field(default_factory=dict)
+    cold: bool = False
 
     def environ(self, folder: Path, port: int) -> dict[str, str]:
         """The whole environment of the gateway: nothing of Tidegate's is inherited from the test's own."""
@@ -105,7 +109,7 @@ class GatewayProcess:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.plan = plan
         self.port = free_port()
-        self._root: subprocess.Popen[bytes] | None = None
+        self._root: subprocess.Popen[bytes] | Warm | None = None
         self._migrated = False
 
     @property
@@ -134,8 +138,7 @@ class GatewayProcess:
     async def start(self, *, within_s: float = READY_WITHIN_S) -> None:
         """Returns once /health/ready answers 200. Raises with what the gateway printed where it does not."""
         if self.plan.database_url is not None and not self._migrated:
-            # What `tidegate migrate` does, without a second of CPU for an interpreter of its own.
-            await migrate(self.plan.database_url)
+            await bring_to_head(self.plan.database_url)
             self._migrated = True
         self.spawn()
         try:
@@ -149,15 +152,7 @@ class GatewayProcess:
     def spawn(self) -> None:
         """Starts it and returns at once, for starts that are refused."""
         with self._log("stdout") as out, self._log("stderr") as err:
-            self._root = subprocess.Popen(
-                tidegate("serve"),
-                cwd=self.folder,
-                env=self._environ(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
+            self._root = self._spawned(out, err)
 
     async def stop(self) -> int:
         """SIGTERM to the root; its exit code. Raises where it did not end by itself, or left a process behind."""
@@ -176,7 +171,7 @@ class GatewayProcess:
         except NeverHappened:
             await self.kill9()
             raise AssertionError(f"the gateway did not end within {within_s:g} s:\n{self.output()}") from None
-        return root.returncode
+        return root.wait()
 
     async def kill9(self, *, root_alone: bool = False) -> None:
         """SIGKILL to every process of the tree at once, or to the root alone, whose children then end by themselves."""
@@ -248,15 +243,31 @@ class GatewayProcess:
         return self.plan.environ(self.folder, self.port)
 
     def _command(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            tidegate(*arguments),
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            running = warm_start(
+                "tests.support.warm_tidegate", arguments, cwd=self.folder, env=self._environ(), stdout=out, stderr=err
+            )
+            code = running.wait(60)
+            for stream in (out, err):
+                stream.seek(0)
+            return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+
+    def _spawned(self, out: IO[bytes], err: IO[bytes]) -> "subprocess.Popen[bytes] | Warm":
+        if self.plan.cold:
+            return self._executed(tidegate("serve"), out, err)
+        return warm_start(
+            "tests.support.warm_tidegate", ["serve"], cwd=self.folder, env=self._environ(), stdout=out, stderr=err
+        )
+
+    def _executed(self, command: Sequence[str], out: IO[bytes], err: IO[bytes]) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            command,
             cwd=self.folder,
             env=self._environ(),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
         )
 
     @contextmanager

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import orjson
 import psutil
@@ -16,6 +16,7 @@ import psutil
 from tests.support.client import RawClient
 from tests.support.server import GatewayProcess
 from tests.support.waiting import eventually
+from tests.support.warm import Warm, warm_start
 
 ECHO = '[upstreams.echo]\nprovider = "echo"\n[[models]]\nname = "echo"\nattempts = ["echo/echo"]\n'
 LOCAL = '[upstreams.local]\nprovider = "local"\n[[models]]\nname = "tide"\nattempts = ["local/tide"]\n'
@@ -26,17 +27,14 @@ _REPOSITORY = Path(__file__).parents[2]
 class StandIn(GatewayProcess):
     """`tidegate serve` with the parts of `serve_root`: every process of the tree is real but the app's inside."""
 
-    def spawn(self) -> None:
-        with self._log("stdout") as out, self._log("stderr") as err:
-            self._root = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.serve_root"],
-                cwd=self.folder,
-                env=_with_tests(self._environ()),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
+    def _spawned(self, out: IO[bytes], err: IO[bytes]) -> "subprocess.Popen[bytes] | Warm":
+        module = "tests.support.serve_root"
+        if self.plan.cold:
+            return self._executed([sys.executable, "-m", module], out, err)
+        return warm_start(module, ["warm"], cwd=self.folder, env=self._environ(), stdout=out, stderr=err)
+
+    def _environ(self) -> dict[str, str]:
+        return _with_tests(super()._environ())
 
     def titled(self, title: str) -> list[psutil.Process]:
         """The processes of the tree with this title, such as `worker`."""

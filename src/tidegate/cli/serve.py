@@ -32,8 +32,9 @@ def serve(host: str | None, port: int | None, workers: str | None, config: Path 
     """
     # Imported here: the other commands, and --help, do without. What imports leave behind is not worth collecting.
     gc.disable()
+    from tidegate.server.conditions import every_fault  # noqa: PLC0415
     from tidegate.server.refusal import print_faults  # noqa: PLC0415
-    from tidegate.server.root import run  # noqa: PLC0415
+    from tidegate.server.root import Parts, run  # noqa: PLC0415
     from tidegate.settings import SettingsError, load_settings  # noqa: PLC0415
 
     gc.enable()
@@ -47,6 +48,7 @@ def serve(host: str | None, port: int | None, workers: str | None, config: Path 
     try:
         settings = load_settings({name: str(value) for name, value in flags.items() if value is not None})
     except SettingsError as refusal:
-        print_faults(refusal.faults, as_json=refusal.in_production)
+        print_faults(every_fault(refusal), as_json=refusal.in_production)
         sys.exit(1)
-    sys.exit(run(settings))
+    # Whoever runs the command from Python may bring other parts of the tree.
+    sys.exit(run(settings, click.get_current_context().find_object(Parts)))

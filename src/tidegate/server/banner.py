@@ -12,9 +12,21 @@ from pathlib import Path
 _QUESTION = "Tell me a story about the sea."
 
 
-def banner(url: str, data_dir: Path, model: str | None, made: Mapping[str, str] | None) -> str:
-    """`made` is what the prepare step generated, `model` the first of the catalogue."""
-    lines = ["", f"Tidegate is ready at {url}", f"  dashboard  {url}/", f"  API        {url}/v1", credentials(made)]
+def banner(
+    url: str,
+    data_dir: Path,
+    model: str | None,
+    made: Mapping[str, str] | None,
+    *,
+    management_url: str | None = None,
+) -> str:
+    """`made` is what the prepare step generated, `model` the first of the catalogue.
+
+    `management_url` is where management has a port of its own.
+    """
+    lines = ["", f"Tidegate is ready at {url}", f"  dashboard  {management_url or url}/", f"  API        {url}/v1"]
+    lines += [f"  management {management_url}/api"] if management_url else []
+    lines.append(credentials(made))
     if model is not None:
         lines += ["  Paste this to see tokens arrive:", "", curl_line(url, data_dir / "first-key", model), ""]
     return "\n".join([*lines, ""])

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Self
+from typing import Protocol, Self
 
 _LOOK_S = 0.05
 
@@ -30,6 +30,17 @@ def describe_exit(code: int) -> str:
         return f"signal {-code}"
 
 
+class Running(Protocol):
+    """A started process, as `asyncio.subprocess.Process` has it. What was told to one that has ended may be lost."""
+
+    pid: int
+
+    async def wait(self) -> int:
+        """Its exit code; negative where a signal ended it."""
+
+    def send_signal(self, number: signal.Signals, /) -> None: ...
+
+
 class Child:
     """A running child. Its process group has its pid.
 
@@ -37,7 +48,7 @@ class Child:
     >>> code = await child.wait()
     """
 
-    def __init__(self, running: asyncio.subprocess.Process, lifeline: int) -> None:
+    def __init__(self, running: Running, lifeline: int) -> None:
         self._running = running
         self._lifeline = lifeline
 

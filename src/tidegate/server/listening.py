@@ -7,23 +7,37 @@ import errno
 import socket
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tidegate.server.refusal import StartRefused
+from tidegate.setting_groups import ServerSettings
 
 BACKLOG = 2048
+
+
+class Variables(NamedTuple):
+    """What a listener's settings are called where one is at fault, and how another port is chosen."""
+
+    host: str
+    other_port: str
+
+
+PUBLIC = Variables("TIDEGATE_SERVER__HOST", "make serve PORT={port}, or tidegate serve --port {port}")
+MANAGEMENT = Variables("TIDEGATE_SERVER__MANAGEMENT_HOST", "TIDEGATE_SERVER__MANAGEMENT_PORT={port}")
 _FREE_PORT_TRIES = 5
 _RETRY_S = 0.05
 
 
-def listen(host: str, port: int, *, patience_s: float = 0) -> list[socket.socket]:
+def listen(host: str, port: int, *, patience_s: float = 0, of: Variables = PUBLIC) -> list[socket.socket]:
     """Sockets for every address of `host`, all on one port; `port` 0 takes a free one.
 
-    `patience_s` bounds the wait for a port that a dying server still holds. Raises `StartRefused`.
+    `patience_s` bounds the wait for a port that a dying server still holds. Raises `StartRefused`, which names the
+    variables `of` this listener.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise StartRefused(f"TIDEGATE_SERVER__HOST: {host!r} is no address of this machine: {error}") from None
+        raise StartRefused(f"{of.host}: {host!r} is no address of this machine: {error}") from None
     addresses = list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
     deadline = time.monotonic() + patience_s
     for attempt in range(_FREE_PORT_TRIES):
@@ -32,8 +46,27 @@ def listen(host: str, port: int, *, patience_s: float = 0) -> list[socket.socket
         except OSError as error:
             # A free port of the first address may be taken at the second.
             if port != 0 or attempt == _FREE_PORT_TRIES - 1:
-                raise StartRefused(_fault(error, host, port)) from None
+                raise StartRefused(_fault(error, host, port, of)) from None
     raise AssertionError
+
+
+def listen_for_management(
+    server: ServerSettings, public: list[socket.socket], *, patience_s: float = 0
+) -> list[socket.socket]:
+    """The sockets of management's own port, none where it has none. Its number is never that of `public`.
+
+    By its number alone a request is told to be management's, on whatever address it came.
+    """
+    if server.management_port is None:
+        return []
+    host = server.management_host or server.host
+    bound = listen(host, server.management_port, patience_s=patience_s, of=MANAGEMENT)
+    while port_of(bound) == port_of(public):
+        # Free ones of two addresses may be the same. While the first is held, the next is another.
+        same, bound = bound, listen(host, server.management_port, of=MANAGEMENT)
+        for listener in same:
+            listener.close()
+    return bound
 
 
 def port_of(sockets: list[socket.socket]) -> int:
@@ -100,14 +133,14 @@ def _bind(family: int, address: str, port: int) -> socket.socket:
     return listener
 
 
-def _fault(error: OSError, host: str, port: int) -> str:
-    other = f"choose another: make serve PORT={_other(port)}, or tidegate serve --port {_other(port)}"
+def _fault(error: OSError, host: str, port: int, of: Variables) -> str:
+    other = f"choose another: {of.other_port.format(port=_other(port))}"
     if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is in use; {other}"
     if error.errno == errno.EACCES:
         return f"port {port} on {host} needs privileges that this user lacks; {other}"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"TIDEGATE_SERVER__HOST: {host} is no address of this machine"
+        return f"{of.host}: {host} is no address of this machine"
     return f"cannot listen on port {port} of {host}: {error.strerror}"
 
 

@@ -80,6 +80,10 @@ def hush(settings: Settings) -> None:
 
 
 def _open(settings: Settings, arguments: argparse.Namespace) -> Opening:
+    if arguments.management_port is not None:
+        # The app judges by this number, and 0 may have been asked for.
+        server = settings.server.model_copy(update={"management_port": arguments.management_port})
+        settings = settings.model_copy(update={"server": server})
     # It tells of each plugin and each connection.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with _importing():
@@ -112,6 +116,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--listen", type=int, action="append", required=True, help="a listening socket, inherited")
     parser.add_argument("--report", type=int, required=True, help="where the prepare step's result goes")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--management-port", type=int, help="which of the sockets' ports is management's own")
     parser.add_argument("--app", default=APP)
     parser.add_argument("--prepare", default=PREPARE)
     return parser.parse_args()

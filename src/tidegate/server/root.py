@@ -14,30 +14,37 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from setproctitle import setproctitle
 
 from tidegate.routing.catalogue import Catalogue
-from tidegate.routing.configuration import CatalogueError, load_catalogue
+from tidegate.routing.configuration import open_key_files
 from tidegate.server.banner import banner, credentials
 from tidegate.server.bounds import server_bound_s
 from tidegate.server.children import Child, describe_exit, python
+from tidegate.server.conditions import require_conditions
 from tidegate.server.cpu import usable_cpus
 from tidegate.server.directory import hold
-from tidegate.server.listening import listen, url_of
+from tidegate.server.listening import listen, listen_for_management, port_of, url_of
 from tidegate.server.model_keeper import Backoff, ModelKeeper
 from tidegate.server.pools import worker_count
 from tidegate.server.readiness import until_ready
 from tidegate.server.refusal import EXIT_REFUSED, StartRefused, print_faults
-from tidegate.settings import Settings, unknown_variables
+from tidegate.settings import Settings, setting_advice, unknown_variables
 from tidegate.telemetry.logging import configure_logging, get_logger
 
 # How long a killed root's children may still hold the port.
 _SUCCESSION_S = 5
 # How long a start that failed for another reason waits to hear what the prepare step made.
 _PREPARE_BOUND_S = 10
+
+
+class Start(Protocol):
+    """How the server becomes a child: `Child.start`."""
+
+    async def __call__(self, command: Sequence[str], *, descriptors: Sequence[int] = ()) -> Child: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class Parts:
     After `patience_s` without readiness the root says what it waits for.
     """
 
+    start: Start = Child.start
     server_arguments: tuple[str, ...] = ()
     model: Sequence[str] = field(default_factory=lambda: python("tidegate.server.model"))
     backoff: Backoff = field(default_factory=Backoff)
@@ -55,12 +63,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What this start amounts to, judged before the first child."""
+    """What this start amounts to, judged before the first child. `management` are the sockets of a port of its own."""
 
     settings: Settings
     catalogue: Catalogue
     workers: int
     listeners: list[socket.socket]
+    management: list[socket.socket]
 
     @property
     def keeps_model(self) -> bool:
@@ -75,18 +84,21 @@ def run(settings: Settings, parts: Parts | None = None) -> int:
     """Serves until it is told to stop. Returns the exit code; a refused start has printed its faults."""
     setproctitle("tidegate: root")
     configure_logging(settings, process="root")
-    for line in unknown_variables():
+    for line in (*unknown_variables(), *setting_advice(settings)):
         get_logger(__name__).warning(line)
     try:
-        catalogue = load_catalogue(settings)
+        catalogue = require_conditions(settings)
+        for line in open_key_files(settings):
+            get_logger(__name__).warning(line)
         workers = worker_count(settings, usable_cpus())
         _require_shared_stores(settings, workers)
         with hold(settings.data_dir) as was_killed:
             patience_s = _SUCCESSION_S + settings.server.linger_s if was_killed else 0
             listeners = listen(settings.server.host, settings.server.port, patience_s=patience_s)
-            plan = Plan(settings, catalogue, workers, listeners)
+            management = listen_for_management(settings.server, listeners, patience_s=patience_s)
+            plan = Plan(settings, catalogue, workers, listeners, management)
             return asyncio.run(_Root(plan, parts or Parts()).run())
-    except (StartRefused, CatalogueError) as refusal:
+    except StartRefused as refusal:
         print_faults(refusal.faults, as_json=settings.in_production)
         return 1
 
@@ -122,15 +134,17 @@ class _Root:
         return code if ended_in_time else 1
 
     async def _start_server(self, report: int) -> Child:
-        descriptors = [listener.fileno() for listener in self._plan.listeners]
+        management = self._plan.management
+        descriptors = [listener.fileno() for listener in (*self._plan.listeners, *management)]
         command = python(
             "tidegate.server.single" if self._plan.is_single else "tidegate.server.arbiter",
             *(f"--listen={descriptor}" for descriptor in descriptors),
             f"--report={report}",
             f"--workers={self._plan.workers}",
+            *((f"--management-port={port_of(management)}",) if management else ()),
             *self._parts.server_arguments,
         )
-        return await Child.start(command, descriptors=[*descriptors, report])
+        return await self._parts.start(command, descriptors=[*descriptors, report])
 
     async def _announce(self, prepared: "asyncio.Task[bytes]") -> None:
         """Waits for the prepare step and for readiness, then says where the server is."""
@@ -143,12 +157,15 @@ class _Root:
         if self._model is not None:
             self._model.server_is_ready = True
         url = url_of(self._plan.listeners)
+        management_url = url_of(self._plan.management) if self._plan.management else None
         if settings.environment == "development":
             model = next((model.name for model in self._plan.catalogue.models), None)
-            _print(banner(url, settings.data_dir, model, orjson.loads(report)))
+            _print(banner(url, settings.data_dir, model, orjson.loads(report), management_url=management_url))
             self._shown = True
         else:
-            self._log.info("ready", url=url, workers=self._plan.workers, after_s=round(self._age_s, 2))
+            of_management = {"management_url": management_url} if management_url else {}
+            after_s = round(self._age_s, 2)
+            self._log.info("ready", url=url, **of_management, workers=self._plan.workers, after_s=after_s)
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -193,7 +210,7 @@ class _Root:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._show_what_was_made()
         # Else a client that comes now waits in a queue that nobody will ever look at.
-        for listener in self._plan.listeners:
+        for listener in (*self._plan.listeners, *self._plan.management):
             listener.close()
         in_time = True
         if self._server is not None:
