@@ -1,8 +1,9 @@
 """The first admin and the first API key, so that a new gateway can be used at all.
 
 With `TIDEGATE_BOOTSTRAP__…` that admin and that very key are created where they are missing; what exists is never
-changed. Without them, outside production and where there is no user at all, an admin with a random password and a key
-are made up, and the key is kept in `<data dir>/first-key` (0600).
+changed, and a secret that was rotated away stays away, though the settings still name it. Without them, outside
+production and where there is no user at all, an admin with a random password and a key are made up, and the key is kept
+in `<data dir>/first-key` (0600).
 
 All of it is one transaction under a lock, so any number of processes may do it at once: one of them creates, the others
 find. The file is written before the commit: a crash between the two leaves a file to be overwritten, never a key that
@@ -20,16 +21,23 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tidegate.accounts.key_events import note_created
 from tidegate.accounts.keys import key_row
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.schemas import NewKey
-from tidegate.auth.api_keys import GeneratedKey, StoredHash, generate_key, prefix_of, verify_key
+from tidegate.audit.models import AuditEvent
+from tidegate.audit.trail import SYSTEM, Event, Subject, note
+from tidegate.auth.api_keys import KEY_MARK, GeneratedKey, StoredHash, generate_key, prefix_of, verify_key
 from tidegate.auth.keyring import Keyring, Keyrings, write_private_file
 from tidegate.auth.models import ApiKey
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal import Scope
+from tidegate.errors import ValidationFailed
 from tidegate.settings import Settings, SettingsError
 from tidegate.storage.database import Database
+from tidegate.telemetry.logging import get_logger
+
+log = get_logger(__name__)
 
 FIRST_ADMIN: Final = "admin@localhost.localdomain"
 FIRST_KEY_FILE: Final = "first-key"
@@ -70,7 +78,7 @@ async def _create_configured(database: Database, settings: Settings, email: str,
         # In production nothing may print a password: without one, the account waits for one to be set.
         generated = None if given.admin_password or settings.in_production else _new_password()
         password = given.admin_password.get_secret_value() if given.admin_password else generated
-    password_hash = await Passwords().hash(password) if password else None
+    password_hash = await _hash_of(password, email, is_made_up=password is generated) if password else None
     async with locked(database) as session:
         admin = await _user(session, email)
         is_new = admin is None
@@ -92,8 +100,7 @@ async def _create_first(database: Database, key_file: Path, peppers: Keyring) ->
         if await _is_anyone_there(session):
             return Bootstrapped()
         admin = await _add_admin(session, FIRST_ADMIN, password_hash)
-        session.add(key_row(NewKey(name="first key", scopes=_SCOPES), admin, key, peppers))
-        await session.flush()
+        await _add_key(session, "first key", admin, key, peppers)
         await asyncio.to_thread(_write_key, key_file, key.secret)
     return Bootstrapped(FIRST_ADMIN, password, key.secret, key_file)
 
@@ -120,7 +127,26 @@ async def _add_admin(session: AsyncSession, email: str, password_hash: str | Non
     admin = User(workspace_id=DEFAULT_WORKSPACE_ID, email=email, role="admin", password_hash=password_hash)
     session.add(admin)
     await session.flush()
+    event = Event("user.created", admin.workspace_id, Subject("user", admin.id, email), details={"role": admin.role})
+    note(session, SYSTEM, event)
     return admin
+
+
+async def _add_key(session: AsyncSession, name: str, admin: User, key: GeneratedKey, peppers: Keyring) -> None:
+    row = key_row(NewKey(name=name, scopes=_SCOPES), admin, key, peppers)
+    session.add(row)
+    await session.flush()
+    note_created(session, SYSTEM, row, admin)
+
+
+async def _hash_of(password: str, email: str, *, is_made_up: bool) -> str:
+    if is_made_up:
+        return await Passwords().hash(password)
+    try:
+        return await Passwords().choose(password, email=email)
+    except ValidationFailed as refusal:
+        fault = refusal.errors[0]["message"]
+        raise SettingsError([f"TIDEGATE_BOOTSTRAP__ADMIN_PASSWORD: {fault}"]) from None
 
 
 async def _ensure_key(session: AsyncSession, key: str, admin: User, peppers: Keyring) -> None:
@@ -128,15 +154,26 @@ async def _ensure_key(session: AsyncSession, key: str, admin: User, peppers: Key
     if prefix is None:
         raise SettingsError(["TIDEGATE_BOOTSTRAP__API_KEY: must be tg_ + 8 of a-z0-9 + _ + 43 of base64url"])
     row = await session.scalar(select(ApiKey).where(ApiKey.prefix == prefix))
-    if row is None:
-        new = NewKey(name="bootstrap key", scopes=_SCOPES)
-        session.add(key_row(new, admin, GeneratedKey(prefix, key), peppers))
+    if row is None and await _was_there(session, prefix):
+        log.warning(
+            "the bootstrap key was rotated: its old secret is not made again. Set TIDEGATE_BOOTSTRAP__API_KEY to the "
+            "new one, or remove it",
+            key=KEY_MARK + prefix,
+        )
+    elif row is None:
+        await _add_key(session, "bootstrap key", admin, GeneratedKey(prefix, key), peppers)
     elif not verify_key(key, StoredHash(row.secret_hash, row.hash_scheme, row.pepper_kid), peppers):
         fault = (
             f"TIDEGATE_BOOTSTRAP__API_KEY: the database has a key tg_{prefix} that this one does not match: "
             "its secret is another, or TIDEGATE_AUTH__API_KEY_PEPPERS lacks its pepper"
         )
         raise SettingsError([fault])
+
+
+async def _was_there(session: AsyncSession, prefix: str) -> bool:
+    """Whether a key ever had this prefix, by the audit trail."""
+    made = (AuditEvent.action.in_(("key.created", "key.rotated")), AuditEvent.subject == KEY_MARK + prefix)
+    return await session.scalar(select(AuditEvent.id).where(*made).limit(1)) is not None
 
 
 def _new_password() -> str:

@@ -1,20 +1,60 @@
-"""Signing in, and who one is."""
+"""Signing in and out, and who one is."""
 
-from fastapi import APIRouter, Response
+import uuid
 
-from tidegate.accounts.dependencies import AccessTokensDep, AccountsDep, LoginBody
-from tidegate.accounts.schemas import Me, Token
-from tidegate.auth.dependencies import Caller
+from fastapi import APIRouter, Depends, status
 
-router = APIRouter(prefix="/auth", tags=["accounts"])
+from tidegate.accounts.dependencies import AccountsDep, LoggedIn, LogoutBody, RefreshBody
+from tidegate.accounts.schemas import Me
+from tidegate.accounts.sign_ins.dependencies import ClientDep, SignInsDep, never_stored
+from tidegate.accounts.sign_ins.schemas import SignInList, SignInView, Tokens
+from tidegate.audit.dependencies import ActorDep
+from tidegate.auth.dependencies import Caller, UserCaller
+
+router = APIRouter(prefix="/auth", tags=["accounts"], dependencies=[Depends(never_stored)])
 
 
 @router.post("/login")
-async def login(body: LoginBody, response: Response, accounts: AccountsDep, tokens: AccessTokensDep) -> Token:
-    """An access token for an e-mail address and its password."""
-    user = await accounts.sign_in(body.email, body.password.get_secret_value())
-    response.headers["Cache-Control"] = "no-store"  # RFC 6749, 5.1
-    return Token(access_token=tokens.issue(user.id), expires_in=tokens.lifetime_s)
+async def login(issued: LoggedIn) -> Tokens:
+    """An access token and a refresh token for an e-mail address and its password."""
+    return Tokens.of(issued)
+
+
+@router.post("/refresh")
+async def refresh(body: RefreshBody, sign_ins: SignInsDep, client: ClientDep) -> Tokens:
+    """New tokens for a refresh token, which is used up.
+
+    One that is used again ends its sign-in; within 10 s of its use it is a 409 that ends nothing.
+    """
+    return Tokens.of(await sign_ins.refresh(body.refresh_token.get_secret_value(), client))
+
+
+@router.post("/logout", status_code=status.HTTP_204_NO_CONTENT)
+async def logout(body: LogoutBody, sign_ins: SignInsDep, client: ClientDep) -> None:
+    """Ends the sign-in of a refresh token, within a second. A token that nobody was given ends nothing."""
+    await sign_ins.end_by_refresh_token(body.refresh_token.get_secret_value(), client)
+
+
+@router.post("/logout/everywhere", status_code=status.HTTP_204_NO_CONTENT)
+async def logout_everywhere(caller: UserCaller, actor: ActorDep, sign_ins: SignInsDep) -> None:
+    """Ends every sign-in of the caller, this one too, within a second. Their API keys stay."""
+    assert caller.user_id is not None
+    await sign_ins.end_all(caller.user_id, caller.workspace_id, actor)
+
+
+@router.get("/sign-ins")
+async def list_sign_ins(caller: UserCaller, sign_ins: SignInsDep) -> SignInList:
+    """The caller's own sign-ins that have neither ended nor expired, the newest hundred."""
+    assert caller.user_id is not None
+    rows = await sign_ins.live(caller.user_id)
+    return SignInList(data=[SignInView.of(row, caller.sign_in_id) for row in rows])
+
+
+@router.delete("/sign-ins/{sign_in_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def end_sign_in(sign_in_id: uuid.UUID, caller: UserCaller, actor: ActorDep, sign_ins: SignInsDep) -> None:
+    """Ends one of the caller's own sign-ins, within a second."""
+    assert caller.user_id is not None
+    await sign_ins.end(caller.user_id, sign_in_id, actor)
 
 
 @router.get("/me")

@@ -2,24 +2,28 @@
 
 Every key has one owner, a user or a service account, and belongs to the owner's workspace. The secret leaves this
 module once, in `CreatedKey`. Rotation gives a key a new secret and prefix and keeps its id, so that what was spent and
-what limits it go on; the old secret ends with it. Whoever needs both for a while creates a second key.
+what limits it go on; the old secret ends with it, or goes on beside the new one for a while. Secrets that retire are
+changed under their key's row lock alone. What is done is in the audit trail by the same transaction.
 """
 
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tidegate.accounts.key_events import note_created
+from tidegate.accounts.key_secrets import AT_ONCE, bare_prefix, end_retiring, renew, retiring_of, revoke_key
 from tidegate.accounts.models import ServiceAccount, User, Workspace
 from tidegate.accounts.schemas import KeyFields, NewKey
 from tidegate.accounts.service import find_user, find_workspace
-from tidegate.auth.api_keys import GeneratedKey, generate_key, hash_key, prefix_of
+from tidegate.audit.trail import SYSTEM, Actor
+from tidegate.auth.api_keys import GeneratedKey, generate_key, hash_key
 from tidegate.auth.keyring import Keyring
-from tidegate.auth.models import ApiKey
+from tidegate.auth.models import ApiKey, RetiringSecret
 from tidegate.errors import Conflict, InvalidRequest, NotFound
-from tidegate.ledger.entry import utc_now
 from tidegate.limits.models import LimitRow
 from tidegate.limits.policy import apply_policy, key_limits, policies_of
 from tidegate.limits.service import Changed, nothing_changed
@@ -44,16 +48,29 @@ class AddedKey:
     secret: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """A key, where it belongs, and its secrets that retire."""
+
+    row: ApiKey
+    workspace: Workspace
+    owner: User | ServiceAccount
+    retiring: Sequence[RetiringSecret]
+
+
 class ApiKeys:
     """The API keys of a database. `changed` is awaited with a workspace's id after limits of its keys were committed.
 
     >>> created = await ApiKeys(database, keyrings.peppers).create(NewKey(name="search"))
     """
 
-    def __init__(self, database: Database, peppers: Keyring, changed: Changed = nothing_changed) -> None:
+    def __init__(
+        self, database: Database, peppers: Keyring, changed: Changed = nothing_changed, *, actor: Actor = SYSTEM
+    ) -> None:
         self._database = database
         self._peppers = peppers
         self._changed = changed
+        self._actor = actor
 
     async def create(self, new: NewKey, *, made_by_member: bool = False) -> CreatedKey:
         """A key and its limits, at once; those of a key that a member makes are under the workspace's policies.
@@ -64,12 +81,13 @@ class ApiKeys:
         async with self._database.transaction() as session:
             owner = await _owner(session, new)
             added = await add_key(session, new, owner, self._peppers, made_by_member=made_by_member)
+            note_created(session, self._actor, added.row, owner, added.limits)
         if added.limits:
             await self._changed(added.row.workspace_id)
         return CreatedKey(added.row.id, added.row.prefix, added.secret)
 
-    async def list(self) -> list[Row[ApiKey, Workspace, User | None, ServiceAccount | None]]:
-        """Every key with its workspace and owner, the newest first."""
+    async def list(self) -> list[ListedKey]:
+        """Every key, the newest first."""
         query = (
             select(ApiKey, Workspace, User, ServiceAccount)
             .join(Workspace, Workspace.id == ApiKey.workspace_id)
@@ -78,23 +96,37 @@ class ApiKeys:
             .order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
         )
         async with self._database.session() as session:
-            return list(await session.execute(query))
+            rows: Sequence[Row[ApiKey, Workspace, User | None, ServiceAccount]] = (await session.execute(query)).all()
+            retiring = await retiring_of(session)
+        return [
+            ListedKey(key, workspace, account if user is None else user, retiring.get(key.id, ()))
+            for key, workspace, user, account in rows
+        ]
 
-    async def rotate(self, prefix: str) -> CreatedKey:
-        """A new secret for a key; the old one ends within a second of the change being told.
+    async def rotate(self, prefix: str, overlap: timedelta = AT_ONCE) -> CreatedKey:
+        """A new secret for a key; the old one ends after `overlap`, else within a second of the change being told.
 
-        Raises `NotFound`, and `Conflict` for a revoked key.
+        Raises `NotFound`, and `Conflict` for a revoked key or one with too many secrets that retire.
         """
         async with self._database.transaction() as session:
             row = await find_key(session, prefix)
-            secret = renew(row, self._peppers)
+            secret = await renew(session, row, self._peppers, self._actor, overlap)
         return CreatedKey(row.id, row.prefix, secret)
 
     async def revoke(self, prefix: str) -> ApiKey:
-        """Ends a key within a second of its being told, for good. Twice is once. Raises `NotFound`."""
+        """Ends a key within a second of its being told, for good. Twice is once.
+
+        The prefix of a secret that retires ends that secret alone; its key goes on. Raises `NotFound`.
+        """
         async with self._database.transaction() as session:
-            row = await find_key(session, prefix)
-            row.revoked_at = row.revoked_at or utc_now()
+            bare = bare_prefix(prefix)
+            retiring = await session.scalar(select(RetiringSecret.key_id).where(RetiringSecret.prefix == bare))
+            if retiring is None or await session.scalar(select(ApiKey.id).where(ApiKey.prefix == bare)) is not None:
+                row = await find_key(session, prefix)
+                await revoke_key(session, row, self._actor)
+            else:
+                row = await session.get_one(ApiKey, retiring, with_for_update=True)
+                await end_retiring(session, row, bare, self._actor)
         return row
 
 
@@ -116,25 +148,8 @@ async def add_key(
         limits = apply_policy(limits, await policies_of(session, row.workspace_id))
     rows = key_limits(row.workspace_id, row.id, limits)
     session.add_all(rows)
+    await session.flush()
     return AddedKey(row, rows, generated.secret)
-
-
-def renew(row: ApiKey, peppers: Keyring) -> str:
-    """Gives a key a new prefix and secret, and returns the secret. Raises `Conflict` for a revoked key."""
-    require_not_revoked(row)
-    generated = generate_key()
-    stored = hash_key(generated.secret, peppers)
-    row.prefix = generated.prefix
-    row.secret_hash = stored.secret_hash
-    row.hash_scheme = stored.hash_scheme
-    row.pepper_kid = stored.pepper_kid
-    return generated.secret
-
-
-def require_not_revoked(row: ApiKey) -> None:
-    """Raises `Conflict` for a revoked key."""
-    if row.revoked_at is not None:
-        raise Conflict(f"The API key tg_{row.prefix} was revoked and stays so: create another.")
 
 
 def key_row(new: KeyFields, owner: User | ServiceAccount, generated: GeneratedKey, peppers: Keyring) -> ApiKey:
@@ -154,7 +169,13 @@ def key_row(new: KeyFields, owner: User | ServiceAccount, generated: GeneratedKe
         expires_at=new.expires_at,
         queue_weight=new.queue_weight,
         trusts_attribution=new.trusts_attribution,
+        allowed_addresses=written_addresses(new.allowed_addresses),
     )
+
+
+def written_addresses(ranges: Sequence[str] | None) -> list[str] | None:
+    """As a key's row has them: each once."""
+    return None if ranges is None else list(dict.fromkeys(ranges))
 
 
 async def _owner(session: AsyncSession, new: NewKey) -> User | ServiceAccount:
@@ -182,7 +203,7 @@ def require_enabled(owner: User) -> None:
 
 async def find_key(session: AsyncSession, prefix: str) -> ApiKey:
     """The key with this prefix, which may be written with its `tg_`, or as the whole key. Raises `NotFound`."""
-    bare = prefix_of(prefix) or prefix.removeprefix("tg_")
+    bare = bare_prefix(prefix)
     row = await session.scalar(select(ApiKey).where(ApiKey.prefix == bare).with_for_update())
     if row is None:
         raise NotFound(f"There is no API key {bare[:8]!r}: `tidegate keys list` shows the prefixes.", param="prefix")

@@ -3,10 +3,11 @@
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, SecretStr
 
+from tidegate.auth.addresses import canonical_range
 from tidegate.auth.passwords import MAXIMUM_CHARACTERS, MINIMUM_CHARACTERS
 from tidegate.auth.principal import Role, Scope
 from tidegate.limits.metered import MeteredAmount
@@ -41,6 +42,8 @@ ModelPattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\
 # JSON has no moments and no tuples: what it has instead is read, though the rest is strict.
 Future = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_is_a_moment), AfterValidator(_is_in_the_future)]
 ScopesOfKey = Annotated[tuple[Scope, ...], Field(min_length=1, max_length=8, strict=False)]
+AddressRange = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(canonical_range)]
+AddressesOfKey = Annotated[tuple[AddressRange, ...], Field(min_length=1, max_length=100, strict=False)]
 ModelsOfKey = Annotated[tuple[ModelPattern, ...], Field(min_length=1, max_length=100, strict=False)]
 
 
@@ -67,6 +70,7 @@ class KeyFields(Input):
 
     `limits` are rows of its own. `queue_weight` is its share of an upstream's queue beside other keys. With
     `trusts_attribution` the end user and the tags that its requests name count for limits of those.
+    `allowed_addresses` are the addresses and CIDRs that it may be used from; null is from anywhere.
     """
 
     name: Name
@@ -76,6 +80,7 @@ class KeyFields(Input):
     limits: Annotated[tuple[MeteredAmount, ...], Field(max_length=32, strict=False)] = ()
     queue_weight: Annotated[int, Field(ge=1, le=100)] = 1
     trusts_attribution: bool = False
+    allowed_addresses: AddressesOfKey | None = None
 
 
 class NewKey(KeyFields):
@@ -83,14 +88,6 @@ class NewKey(KeyFields):
 
     owner: Email | None = None
     workspace: Name | None = None
-
-
-class Token(BaseModel):
-    """`expires_in` is in seconds."""
-
-    access_token: str
-    token_type: Literal["bearer"] = "bearer"  # noqa: S105 - the type of a token, not one
-    expires_in: int
 
 
 class KeyInUse(BaseModel):

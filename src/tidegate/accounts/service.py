@@ -1,18 +1,27 @@
-"""Users: signing in, creating, listing, disabling.
+"""Users: signing in, and what the command does with them: creating, listing, disabling, enabling, setting passwords.
 
 A password is hashed or checked while no database connection is held. Whoever may not sign in learns nothing but that:
 an unknown address, a wrong password and an account without a password cost the same and are answered the same. That an
 account is disabled is told only to one who knew its password.
+
+Every change is in the audit trail by the same transaction. Its steps are functions of a session, for whoever changes
+users in a transaction of their own; they take a user who is locked.
 """
 
+import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Row, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tidegate.accounts.mailed.tokens import withdraw_of_user
 from tidegate.accounts.models import User, Workspace
 from tidegate.accounts.schemas import KeyInUse, Me, NewUser
+from tidegate.accounts.sign_ins.service import end_sign_ins
+from tidegate.audit.trail import SYSTEM, Actor, Event, Subject, note
 from tidegate.auth.models import ApiKey
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal import Principal
@@ -22,15 +31,16 @@ from tidegate.storage.database import Database
 
 
 class Accounts:
-    """The users of a database.
+    """The users of a database. `actor` is who changes them.
 
     >>> accounts = Accounts(database, Passwords())
     >>> user = await accounts.create(NewUser(email="a@example.com", password=SecretStr("…")))
     """
 
-    def __init__(self, database: Database, passwords: Passwords) -> None:
+    def __init__(self, database: Database, passwords: Passwords, *, actor: Actor = SYSTEM) -> None:
         self._database = database
         self._passwords = passwords
+        self._actor = actor
 
     async def sign_in(self, email: str, password: str) -> User:
         """The user with this address and password. Raises `AuthenticationError`, and `Overloaded` under a flood."""
@@ -45,11 +55,19 @@ class Accounts:
             unchanged = (User.id == user.id, User.password_hash == user.password_hash)
             async with self._database.transaction() as session:
                 await session.execute(update(User).where(*unchanged).values(password_hash=verdict.better_hash))
+            # What its sign-in compares: where another was stored meanwhile, it does not begin.
+            user.password_hash = verdict.better_hash
         return user
 
-    async def create(self, new: NewUser) -> User:
-        """Raises `NotFound` for an unknown workspace, `Conflict` where the address is taken."""
-        password_hash = await self._passwords.hash(new.password.get_secret_value()) if new.password else None
+    async def create(self, new: NewUser, *, is_made_up: bool = False) -> User:
+        """A new user. A password that was made up here (`is_made_up`) is not judged.
+
+        Raises `NotFound` for an unknown workspace, `Conflict` where the address is taken, `ValidationFailed` for a
+        password that is short or common.
+        """
+        password_hash = None
+        if new.password is not None:
+            password_hash = await self._hash(new.password.get_secret_value(), new.email, is_made_up=is_made_up)
         try:
             async with self._database.transaction() as session:
                 workspace = await find_workspace(session, new.workspace)
@@ -58,6 +76,7 @@ class Accounts:
                 )
                 session.add(user)
                 await session.flush()
+                note_created(session, self._actor, user)
         except IntegrityError:
             raise Conflict(f"There is a user {new.email} already.", param="email") from None
         return user
@@ -69,13 +88,34 @@ class Accounts:
             return list(await session.execute(query))
 
     async def disable(self, email: str) -> User:
-        """Ends sign-in, access tokens and keys of this user, within a second of its being told. Twice is once.
+        """Ends sign-ins, access tokens and keys of this user, within a second of its being told. Twice is once.
 
         Raises `NotFound`.
         """
         async with self._database.transaction() as session:
+            user = await find_user(session, email, lock=True)
+            await disable_user(session, user, self._actor)
+        return user
+
+    async def enable(self, email: str) -> User:
+        """Lets a user in again: with their keys, and no sign-in that they had. Twice is once. Raises `NotFound`."""
+        async with self._database.transaction() as session:
+            user = await find_user(session, email, lock=True)
+            enable_user(session, user, self._actor)
+        return user
+
+    async def set_password(self, email: str, password: str, *, is_made_up: bool = False) -> User:
+        """Sets a password, ends sign-ins, and withdraws what was sent by e-mail. Raises `NotFound`, `ValidationFailed`.
+
+        One that was made up here (`is_made_up`) is not judged.
+        """
+        async with self._database.session() as session:
             user = await find_user(session, email)
-            user.disabled_at = user.disabled_at or utc_now()
+        password_hash = await self._hash(password, user.email, is_made_up=is_made_up)
+        async with self._database.transaction() as session:
+            user = await find_user(session, email, lock=True)
+            await replace_password(session, user, password_hash)
+            note(session, self._actor, Event("account.password_changed", user.workspace_id, of_user(user)))
         return user
 
     async def describe(self, caller: Principal) -> Me:
@@ -95,6 +135,11 @@ class Accounts:
             expires_at=None if caller.expires_at is None else datetime.fromtimestamp(caller.expires_at, UTC),
         )
 
+    async def _hash(self, password: str, email: str, *, is_made_up: bool) -> str:
+        if is_made_up:
+            return await self._passwords.hash(password)
+        return await self._passwords.choose(password, email=email)
+
 
 async def find_workspace(session: AsyncSession, name: str) -> Workspace:
     workspace = await session.scalar(select(Workspace).where(Workspace.name == name))
@@ -103,8 +148,56 @@ async def find_workspace(session: AsyncSession, name: str) -> Workspace:
     return workspace
 
 
-async def find_user(session: AsyncSession, email: str) -> User:
-    user = await session.scalar(select(User).where(User.email == email))
+async def find_user(session: AsyncSession, email: str, *, lock: bool = False) -> User:
+    query = select(User).where(User.email == email)
+    user: User | None = await session.scalar(query.with_for_update() if lock else query)
     if user is None:
         raise NotFound(f"There is no user {email}: `tidegate users list` shows who there is.", param="email")
     return user
+
+
+async def locked_user(session: AsyncSession, user_id: uuid.UUID | None) -> User | None:
+    """A user, whom no other transaction changes until this one ends; None where there is none."""
+    user: User | None = await session.scalar(select(User).where(User.id == user_id).with_for_update())
+    return user
+
+
+async def disable_user(session: AsyncSession, user: User, actor: Actor) -> None:
+    """Ends what lets a user in. Twice is once. After the commit the caller tells `user_topic(user.id)`."""
+    if user.disabled_at is None:
+        user.disabled_at = utc_now()
+        note(session, actor, Event("user.disabled", user.workspace_id, of_user(user)))
+    await session.flush()
+    await withdraw_of_user(session, user.id)
+    await end_sign_ins(session, user.id, "disabled")
+
+
+def enable_user(session: AsyncSession, user: User, actor: Actor) -> None:
+    """Lets a user sign in again. Twice is once. After the commit the caller tells `user_topic(user.id)`."""
+    if user.disabled_at is not None:
+        user.disabled_at = None
+        note(session, actor, Event("user.enabled", user.workspace_id, of_user(user)))
+
+
+async def replace_password(
+    session: AsyncSession, user: User, password_hash: str, *, but: uuid.UUID | None = None
+) -> None:
+    """Sets a password, and ends what the old one gave: sign-ins but one, and every link that was sent.
+
+    After the commit the caller tells `user_topic(user.id)`.
+    """
+    user.password_hash = password_hash
+    await session.flush()
+    await withdraw_of_user(session, user.id)
+    await end_sign_ins(session, user.id, "password_changed", but=but)
+
+
+def note_created(session: AsyncSession, actor: Actor, user: User, details: Mapping[str, Any] | None = None) -> None:
+    """Writes down a user who was just added; `user` is flushed."""
+    created = Event("user.created", user.workspace_id, of_user(user), details={"role": user.role, **(details or {})})
+    note(session, actor, created)
+
+
+def of_user(user: User) -> Subject:
+    """A user as the audit trail names them."""
+    return Subject("user", user.id, user.email)

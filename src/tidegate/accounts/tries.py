@@ -1,11 +1,11 @@
-"""How often a sensitive route may be tried: by the account that a request names, and by the address that it came from.
+"""How often a sensitive route may be tried: by the account or token that a request names, and by its client's address.
 
 Invariants:
 - A try counts before anything is looked up or hashed, however it ends, and whether or not there is such an account. So
   a flood costs no password hashing, and a refusal says nothing of who exists.
 - Both counters are judged in one step of the gate's store, in the deployment's tag: all workers share them, and a try
   that one of them refuses counts in neither.
-- Counters are named by a hash under a secret of the deployment: neither an e-mail nor an address is in a store. They
+- Counters are named by a hash under a secret of the deployment: no e-mail, no token and no address is in a store. They
   are gone when their window is.
 
 What others did with an account is nobody's to know, so an answer tells of its limit only where that one refuses.
@@ -25,7 +25,18 @@ from tidegate.admission.store import BUCKETS, Asked, Check, Reply, Spent
 from tidegate.errors import RateLimitExceeded
 from tidegate.storage.redis import DEPLOYMENT_TAG
 
-SensitiveName = Literal["login"]
+SensitiveName = Literal[
+    "login",
+    "refresh",
+    "logout",
+    "forgot",
+    "reset",
+    "accept",
+    "confirm-email",
+    "change-password",
+    "change-email",
+    "invite",
+]
 
 WINDOW_S: Final = 900
 # What one customer of a provider has at least (RFC 6177, 2): its single addresses are as many as anybody wants.
@@ -34,21 +45,40 @@ _IPV6_PREFIX: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Most:
-    """The most tries in 15 minutes. `account` is the field of the body that names the account."""
+    """The most tries in 15 minutes. `account` is the field of the body that names whom they are counted by beside the
+    address, and `kind` what that is; without one they are counted by the address alone.
+    """
 
-    account: str
-    by_account: int
-    by_address: int
+    account: str | None = None
+    by_account: int = 0
+    by_address: int = 0
+    kind: Literal["account", "token"] = "account"
 
 
-SENSITIVE: Final[Mapping[SensitiveName, Most]] = {"login": Most("email", by_account=10, by_address=30)}
+# A refresh token cannot be guessed, and an office behind one address refreshes for all its people: what is held off is
+# a flood of look-ups.
+SENSITIVE: Final[Mapping[SensitiveName, Most]] = {
+    "login": Most("email", by_account=10, by_address=30),
+    "refresh": Most("refresh_token", by_account=30, by_address=300, kind="token"),
+    "logout": Most(by_address=300),
+    # Each has an e-mail sent to whom the caller names.
+    "forgot": Most("email", by_account=5, by_address=20),
+    "reset": Most("token", by_account=10, by_address=30, kind="token"),
+    "accept": Most("token", by_account=10, by_address=30, kind="token"),
+    "confirm-email": Most("token", by_account=10, by_address=30, kind="token"),
+    # Counted by the user who is signed in, not by a field: their current password is what could be guessed.
+    "change-password": Most("user_id", by_account=10, by_address=30),
+    "change-email": Most("user_id", by_account=5, by_address=20),
+    # By who invites: each is an e-mail to an address of their choice.
+    "invite": Most("caller_id", by_account=100, by_address=100),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Whose try it is: the account as the request writes it, and the client's address where it is known."""
+    """Whose try it is: the account or token as the request writes it, and the client's address where it is known."""
 
-    account: str
+    account: str | None
     address: str | None
 
 
@@ -68,19 +98,20 @@ class Tries:
         Raises `RateLimitExceeded`, and `Unavailable` where no store can judge and the settings deny then.
         """
         most = SENSITIVE[name]
-        by_account, by_address = f"{name}-account", f"{name}-address"
-        checks = (
-            self._check(by_account, source.account.strip().lower(), most.by_account),
-            self._check(by_address, network_of(source.address), most.by_address),
-        )
+        by_address = f"{name}-address"
+        labels = [by_address]
+        checks = [self._check(by_address, network_of(source.address), most.by_address)]
+        if most.account is not None:
+            labels.insert(0, f"{name}-{most.kind}")
+            checks.insert(0, self._check(labels[0], (source.account or "").strip().lower(), most.by_account))
         entry = secrets.token_hex(16)
-        reply = await self._desk.take(DEPLOYMENT_TAG, Asked(entry, checks))
+        reply = await self._desk.take(DEPLOYMENT_TAG, Asked(entry, tuple(checks)))
         if reply.said != "taken":
-            raise _refusal((by_account, by_address)[reply.at], checks[reply.at], reply)
+            raise _refusal(labels[reply.at], checks[reply.at], reply)
         # Counted, and not undone: nothing is held any longer.
         self._desk.release(DEPLOYMENT_TAG, entry, Spent())
         # Nothing is known of them where the mode lets all in.
-        return _headers(by_address, checks[1], checks[1].amount - reply.used[1], WINDOW_S) if reply.used else {}
+        return _headers(by_address, checks[-1], checks[-1].amount - reply.used[-1], WINDOW_S) if reply.used else {}
 
     def _check(self, label: str, subject: str, amount: int) -> Check:
         digest = hmac.new(self._secret, f"tries:{label}:{subject}".encode(), hashlib.sha256).hexdigest()

@@ -30,6 +30,9 @@ class StoredHash:
     pepper_kid: str | None
 
 
+_NOBODYS: Final = StoredHash(bytes(32), HASH_SCHEME, None)
+
+
 @dataclass(frozen=True, slots=True)
 class GeneratedKey:
     """A new key. `secret` is the whole key as its caller sends it: show it once, store it never."""
@@ -55,15 +58,21 @@ def hash_key(key: str, peppers: Keyring) -> StoredHash:
     return StoredHash(_digest(key, peppers.current), HASH_SCHEME, peppers.current_kid)
 
 
-def verify_key(key: str, stored: StoredHash, peppers: Keyring) -> bool:
+def verify_key(key: str, stored: StoredHash | None, peppers: Keyring) -> bool:
     """Whether `key` is the one that was stored, compared in constant time.
 
-    False too where its pepper or its hash scheme is not known here.
+    False too where nothing was stored, or where its pepper or its hash scheme is not known here: after the same work,
+    so that the time it takes does not tell which prefixes there are.
     """
+    stored = stored or _NOBODYS
     pepper = None if stored.pepper_kid is None else peppers.get(stored.pepper_kid)
-    if pepper is None or stored.hash_scheme != HASH_SCHEME:
-        return False
-    return hmac.compare_digest(_digest(key, pepper), stored.secret_hash)
+    is_same = hmac.compare_digest(_digest(key, pepper or peppers.current), stored.secret_hash)
+    return is_same and pepper is not None and stored.hash_scheme == HASH_SCHEME
+
+
+def is_current(stored: StoredHash, peppers: Keyring) -> bool:
+    """Whether a key would be hashed today as it was when it was stored."""
+    return stored.pepper_kid == peppers.current_kid and stored.hash_scheme == HASH_SCHEME
 
 
 def _digest(key: str, pepper: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """From a request's headers to its principal: the one place where a credential is judged.
 
 The road of a known caller is: read the headers, one SHA-256, one dictionary, no wait (about 2 µs). An expiry is judged
-at each use, by the clock, whatever was remembered. What is remembered, and for how long, is `principal_cache`'s; what
+at each use, by the clock, whatever was remembered; so is where a key may be used from, by the request's own address. What is remembered, and for how long, is `principal_cache`'s; what
 the database says is `directory`'s; what changed since is `storage.changes`'.
 """
 
@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
+from tidegate.auth.addresses import plain_address
 from tidegate.auth.api_keys import KEY_MARK, prefix_of
 from tidegate.auth.credentials import is_api_key, read_credential
 from tidegate.auth.directory import Directory
@@ -17,8 +18,9 @@ from tidegate.auth.keyring import Keyrings
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal import Principal
 from tidegate.auth.principal_cache import CacheBounds, Judge, PrincipalCache
+from tidegate.auth.signing_keys import Algorithm
 from tidegate.auth.tokens import DEFAULT_MINUTES, AccessTokens
-from tidegate.errors import InvalidApiKey, InvalidToken, TokenExpired
+from tidegate.errors import InvalidApiKey, InvalidToken, PermissionDenied, TokenExpired
 from tidegate.storage.changes import Changes
 from tidegate.storage.database import Database
 
@@ -39,12 +41,13 @@ class Authenticator:
         keyrings: Keyrings,
         *,
         access_token_minutes: int = DEFAULT_MINUTES,
+        jwt_algorithm: Algorithm = "HS256",
         changes: Changes | None = None,
         bounds: CacheBounds | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.tokens = AccessTokens(keyrings.jwt, minutes=access_token_minutes, clock=clock)
+        self.tokens = AccessTokens(keyrings.jwt, minutes=access_token_minutes, algorithm=jwt_algorithm, clock=clock)
         self.passwords = Passwords()
         self._directory = Directory(database, keyrings.peppers)
         self._cache = PrincipalCache(bounds or CacheBounds(), monotonic, changes)
@@ -63,17 +66,21 @@ class Authenticator:
         """How often a caller went on by memory because the database did not answer."""
         return self._cache.stale_uses
 
-    async def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
-        """The caller of a request; `headers` are the ASGI scope's.
+    async def authenticate(
+        self, headers: Iterable[tuple[bytes, bytes]], client_address: str | None = None
+    ) -> Principal:
+        """The caller of a request; `headers` are the ASGI scope's, `client_address` its true client's, None: unknown.
 
-        Raises `MissingCredentials`, `InvalidApiKey`, `InvalidToken`, `TokenExpired`, or `Unavailable` where the
-        database is needed and does not answer.
+        Raises `MissingCredentials`, `InvalidApiKey`, `InvalidToken`, `TokenExpired`, `PermissionDenied` where a key may
+        not be used from there, or `Unavailable` where the database is needed and does not answer.
         """
         credential = read_credential(headers)
         digest = hashlib.sha256(credential).digest()
         principal = self._cache.fresh(digest) or await self._cache.resolve(digest, self._judge_of(credential))
         if principal.expires_at is not None and principal.expires_at <= self._clock():
             raise _expired(principal)
+        if principal.allowed_from is not None and not principal.allowed_from.admits(client_address):
+            raise _not_from(client_address)
         if self._cache.is_due(digest):
             self._cache.refresh(digest, self._judge_of(credential))
         return principal
@@ -81,7 +88,7 @@ class Authenticator:
     async def aclose(self) -> None:
         """Ends what runs in the background. To be called before the database is closed."""
         await self._cache.aclose()
-        await self._directory.last_use.aclose()
+        await self._directory.upkeep.aclose()
 
     def _hear(self, topic: str | None) -> None:
         # After a gap nothing that was read before it is vouched for, so there is nothing to forget.
@@ -112,3 +119,9 @@ def _expired(principal: Principal) -> InvalidApiKey | TokenExpired:
     if principal.key_id is None:
         return TokenExpired("The access token has expired: sign in again for a new one.")
     return InvalidApiKey(f"The API key {KEY_MARK}{principal.key_prefix} has expired: ask an admin for another.")
+
+
+def _not_from(client_address: str | None) -> PermissionDenied:
+    # Only an address is repeated: whatever else stands there came from the caller.
+    seen = plain_address(client_address) or "an address that is not known"
+    return PermissionDenied(f"This key may not be used from {seen}: ask whoever keeps it.")

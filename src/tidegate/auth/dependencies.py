@@ -14,19 +14,30 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from tidegate.auth.authenticator import Authenticator
+from tidegate.auth.page_session import access_cookie
 from tidegate.auth.principal import Principal, Scope
-from tidegate.errors import PermissionDenied
+from tidegate.auth.tokens import AccessTokens
+from tidegate.errors import MissingCredentials, PermissionDenied
 from tidegate.http.context import SCOPE_KEY, RequestContext
 
 
 async def get_caller(request: Request) -> Principal:
     """The principal behind the request's credentials, which the access line names from here on.
 
-    Raises `AuthenticationError`, or `Unavailable` where the database is needed and does not answer.
+    Where no header holds a credential it may be the page's cookie: see `page_session`. Raises `AuthenticationError`,
+    `PermissionDenied` where a key may not be used from this address or a cookie not by this request, or `Unavailable`
+    where the database is needed and does not answer.
     """
     authenticator: Authenticator = request.state.authenticator
-    principal = await authenticator.authenticate(request.scope["headers"])
     context: RequestContext | None = request.scope.get(SCOPE_KEY)
+    address = None if context is None else context.client_address
+    try:
+        principal = await authenticator.authenticate(request.scope["headers"], address)
+    except MissingCredentials:
+        token = access_cookie(request)
+        if token is None:
+            raise
+        principal = await authenticator.authenticate([(b"authorization", b"Bearer " + token)], address)
     if context is not None:
         context.workspace_id = principal.workspace_id
         context.key_prefix = principal.key_prefix
@@ -34,6 +45,14 @@ async def get_caller(request: Request) -> Principal:
 
 
 Caller = Annotated[Principal, Depends(get_caller)]
+
+
+def get_access_tokens(request: Request) -> AccessTokens:
+    authenticator: Authenticator = request.state.authenticator
+    return authenticator.tokens
+
+
+AccessTokensDep = Annotated[AccessTokens, Depends(get_access_tokens)]
 
 
 async def get_user_caller(caller: Caller) -> Principal:

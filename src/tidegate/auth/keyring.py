@@ -2,14 +2,16 @@
 
 They come from the settings. Outside production what the settings leave out is generated once, kept in
 `<data dir>/secrets.json` (0600) and used again: without it every key and token that was issued would be void after a
-restart. The file appears whole and at once, so processes that start together agree on its content.
+restart. Where the settings name secrets later, those come first and the file's still verify, so that this voids nothing
+either. The file appears whole and at once, so processes that start together agree on its content.
 """
 
 import json
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
@@ -21,6 +23,7 @@ from tidegate.settings import Settings, SettingsError
 
 SECRETS_FILE: Final = "secrets.json"
 _GENERATED_KID: Final = "generated"
+_RINGS: Final = ("jwt_keys", "api_key_peppers")
 
 
 class Keyring:
@@ -42,6 +45,19 @@ class Keyring:
     def get(self, kid: str) -> bytes | None:
         return self._secrets.get(kid)
 
+    def items(self) -> Iterable[tuple[str, bytes]]:
+        """Every kid with its secret, in order."""
+        return self._secrets.items()
+
+    def rotated(self, *, keep: int | None = None) -> "Keyring":
+        """A new secret first, and after it the old ones: all of them, or the `keep` latest."""
+        kid = f"{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
+        return Keyring({kid: secrets.token_urlsafe(MINIMUM_SECRET_BYTES).encode()} | dict(list(self.items())[:keep]))
+
+    def as_setting(self) -> str:
+        """`kid:secret,…`, as a variable holds it. The secrets themselves: not for a log."""
+        return ",".join(f"{kid}:{secret.decode('utf-8')}" for kid, secret in self.items())
+
     def __repr__(self) -> str:
         return f"Keyring(kids={list(self._secrets)})"
 
@@ -60,7 +76,8 @@ class Keyrings:
 
     @classmethod
     def load(cls, settings: Settings) -> Self:
-        """The settings' secrets, and generated ones for what they leave out.
+        """The settings' secrets, and outside production generated ones: what the settings leave out, or what was
+        generated before they named any.
 
         Reads or writes a file of the data dir. Raises `SettingsError` where production leaves one out, or where that
         file can be neither read nor written.
@@ -72,9 +89,9 @@ class Keyrings:
         missing = [name for name, by_kid in configured.items() if not by_kid]
         if missing and settings.in_production:
             raise SettingsError([f"TIDEGATE_AUTH__{name.upper()}: needed in production" for name in missing])
-        if missing:
-            generated = _generated(settings.data_dir / SECRETS_FILE)
-            configured.update({name: generated[name] for name in missing})
+        if not settings.in_production:
+            generated = _generated(settings.data_dir / SECRETS_FILE, is_needed=bool(missing))
+            configured = {name: by_kid | _others(generated[name], by_kid) for name, by_kid in configured.items()}
         return cls(jwt=Keyring(configured["jwt_keys"]), peppers=Keyring(configured["api_key_peppers"]))
 
     def __repr__(self) -> str:
@@ -109,13 +126,17 @@ def _by_kid(pairs: tuple[tuple[str, SecretStr], ...]) -> dict[str, bytes]:
     return {kid: secret.get_secret_value().encode("utf-8") for kid, secret in pairs}
 
 
-def _generated(path: Path) -> dict[str, dict[str, bytes]]:
+def _others(by_kid: Mapping[str, bytes], named: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {kid: secret for kid, secret in by_kid.items() if kid not in named}
+
+
+def _generated(path: Path, *, is_needed: bool) -> dict[str, dict[str, bytes]]:
+    """What is in the file, which is made where it is missing and needed."""
     try:
         if not path.exists():
-            fresh = {
-                name: {_GENERATED_KID: secrets.token_hex(MINIMUM_SECRET_BYTES)}
-                for name in ("jwt_keys", "api_key_peppers")
-            }
+            if not is_needed:
+                return {name: {} for name in _RINGS}
+            fresh = {name: {_GENERATED_KID: secrets.token_hex(MINIMUM_SECRET_BYTES)} for name in _RINGS}
             write_private_file(path, json.dumps(fresh, indent=2) + "\n", replace=False)
         text = path.read_text("utf-8")
     except OSError as error:
@@ -128,7 +149,7 @@ def _generated(path: Path) -> dict[str, dict[str, bytes]]:
 
 def _parse(path: Path, text: str) -> dict[str, dict[str, bytes]]:
     try:
-        return {name: _strong(json.loads(text)[name]) for name in ("jwt_keys", "api_key_peppers")}
+        return {name: _strong(json.loads(text)[name]) for name in _RINGS}
     except (ValueError, KeyError, TypeError, AttributeError):
         fault = (
             f"TIDEGATE_DATA_DIR: {path} is damaged. Restore it; or remove it to have new secrets made: "

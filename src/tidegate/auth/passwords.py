@@ -1,9 +1,14 @@
 """Passwords: Argon2id in a thread, at most two at once.
 
 One check takes tens of milliseconds of CPU and 64 MiB: six at once on the loop stalled it for 3.3 s. An account that
-does not exist costs the same one computation as one that does, so that time tells nothing.
+does not exist costs the same as one that does, so that time tells nothing.
+
+A password is hashed in Unicode's form NFC (NIST SP 800-63B-4, 3.1.1.2), so that it opens the account from any keyboard.
+One that was stored as it was typed is known too: then, as well as for an account that does not exist, a password that
+is not in that form costs two computations.
 """
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +20,8 @@ from pwdlib import PasswordHash
 from pwdlib.exceptions import PwdlibError
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from tidegate.errors import Overloaded
+from tidegate.auth.guessing import is_guessed_soon
+from tidegate.errors import Overloaded, ValidationFailed
 
 MINIMUM_CHARACTERS: Final = 12
 MAXIMUM_CHARACTERS: Final = 1024
@@ -45,9 +51,17 @@ class Passwords:
         self._under_way = 0
 
     async def hash(self, password: str) -> str:
-        """What to store. Raises `Overloaded` where too many wait already."""
+        """What to store of a password that was made up here. Raises `Overloaded` where too many wait already."""
         with self._room():
-            return await anyio.to_thread.run_sync(self._scheme.hash, password, limiter=self._limiter)
+            return await anyio.to_thread.run_sync(self._hash, password, limiter=self._limiter)
+
+    async def choose(self, password: str, *, email: str) -> str:
+        """What to store of a password that somebody chose for this address.
+
+        Raises `ValidationFailed` where it is too short or common, and `Overloaded` where too many wait already.
+        """
+        with self._room():
+            return await anyio.to_thread.run_sync(self._judge_and_hash, password, email, limiter=self._limiter)
 
     async def verify(self, password: str, stored: str | None) -> Verdict:
         """Whether `password` is the one behind `stored`; no `stored` costs the same and is never right.
@@ -67,11 +81,42 @@ class Passwords:
         finally:
             self._under_way -= 1
 
+    def _hash(self, password: str) -> str:
+        return self._scheme.hash(_normal(password))
+
+    def _judge_and_hash(self, password: str, email: str) -> str:
+        if fault := fault_of(password, email):
+            raise ValidationFailed(f"password: {fault}.", [{"loc": ["body", "password"], "message": fault}])
+        return self._hash(password)
+
     def _verify(self, password: str, stored: str | None) -> Verdict:
+        normal = _normal(password)
+        forms = (normal,) if normal == password else (normal, password)
         if stored is None:
-            self._scheme.hash(password)
+            for form in forms:
+                self._scheme.hash(form)
             return Verdict(is_right=False)
         try:
-            return Verdict(*self._scheme.verify_and_update(password, stored))
+            verdicts = [Verdict(*self._scheme.verify_and_update(form, stored)) for form in forms]
         except PwdlibError:
             return Verdict(is_right=False)
+        if verdicts[0].is_right or len(verdicts) == 1 or not verdicts[1].is_right:
+            return verdicts[0]
+        return Verdict(is_right=True, better_hash=self._scheme.hash(normal))
+
+
+def fault_of(password: str, email: str) -> str | None:
+    """What is wrong with a password that somebody chose, None where nothing is. Up to a second of CPU."""
+    length = len(_normal(password))
+    if not MINIMUM_CHARACTERS <= length <= MAXIMUM_CHARACTERS:
+        return f"must have {MINIMUM_CHARACTERS} to {MAXIMUM_CHARACTERS} characters"
+    if is_guessed_soon(_normal(password), email):
+        return (
+            "this password is one of those that are guessed first: take several words that do not belong together, "
+            "or one that a password manager makes, without your name or address in it"
+        )
+    return None
+
+
+def _normal(password: str) -> str:
+    return unicodedata.normalize("NFC", password)

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from tidegate.auth.addresses import AllowedAddresses
+
 Scope = Literal["inference", "usage", "manage", "metrics"]
 Role = Literal["admin", "member"]
 
@@ -15,7 +17,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     `models` are names, groups or patterns that a key is held to; None holds it to none. `role` is a user's: an admin
     acts in every workspace, a member in theirs. `email` and `sign_in_id` are a signed-in user's. `expires_at` is Unix
-    seconds. `queue_weight`, from 1 to 100, is the caller's share of an upstream's queue beside others.
+    seconds. `allowed_from` is where a key may be used from; None is from anywhere. `queue_weight`, from 1 to 100, is the caller's share of an upstream's queue beside others.
     """
 
     workspace_id: uuid.UUID
@@ -30,6 +32,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float | None = None
     trusts_attribution: bool = False
     queue_weight: int = 1
+    allowed_from: AllowedAddresses | None = None
 
     def may_use(self, name: str, groups: tuple[str, ...] = ()) -> bool:
         """Whether the key's list admits this model: by its name, by one of its groups, or by a pattern (`gpt-*`)."""

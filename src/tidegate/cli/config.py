@@ -8,8 +8,11 @@ from pydantic import SecretStr
 
 from tidegate.cli.output import print_json
 from tidegate.cli.reference import ENV_EXAMPLE, SETTINGS_PAGE, env_example, settings_page
-from tidegate.routing.configuration import CatalogueError, load_catalogue
+from tidegate.routing.configuration import load_catalogue
+from tidegate.server.conditions import every_fault, require_conditions
+from tidegate.server.refusal import StartRefused
 from tidegate.settings import Settings, SettingsError, load_settings
+from tidegate.telemetry.redaction import redact
 
 MASK = "********"
 
@@ -34,10 +37,12 @@ def validate(ctx: click.Context, file: Path | None, as_json: bool) -> None:
         settings = load_settings({"TIDEGATE_CONFIG": str(file)} if file else None)
         if file:
             settings = settings.model_copy(update={"config_toml": None})
-        catalogue = load_catalogue(settings)
+        catalogue = require_conditions(settings)
         found = f"{len(catalogue.models)} models, {len(catalogue.upstreams)} upstreams, version {catalogue.version}"
-    except (SettingsError, CatalogueError) as error:
-        faults = error.faults
+    except SettingsError as error:
+        faults = every_fault(error)
+    except StartRefused as error:
+        faults = list(error.faults)
     if as_json:
         print_json({"valid": not faults, "faults": faults})
     elif not faults:
@@ -109,4 +114,5 @@ def _masked(value: Any) -> Any:
 def _without_password(settings: Settings) -> str:
     from sqlalchemy.engine import make_url  # noqa: PLC0415 - start-up time of the other commands
 
-    return make_url(settings.database_url).render_as_string(hide_password=True)
+    # A password may stand in the query too.
+    return redact(make_url(settings.database_url).render_as_string(hide_password=True))

@@ -18,6 +18,7 @@ from tidegate.auth.models import ApiKey
 from tidegate.auth.principal import Principal
 from tidegate.cli.database import open_database
 from tidegate.cli.inputs import from_options
+from tidegate.cli.operator import operator
 from tidegate.cli.output import print_json, print_table
 from tidegate.errors import ValidationFailed
 from tidegate.limits.schemas import LimitQuery, LimitView, NewLimit
@@ -98,7 +99,7 @@ def create(subject: str | None, workspace: str | None, as_json: bool, **options:
         new = from_options(NewLimit, {**options, "subject": found, "workspace_id": given})
         try:
             upstreams = load_catalogue(stores.settings).upstreams if new.scope == "upstream" else ()
-            limits = Limits(database, _OPERATOR, upstreams=upstreams, changed=stores.limits_changed)
+            limits = Limits(database, _OPERATOR, operator(), upstreams=upstreams, changed=stores.limits_changed)
             view = await limits.create(new)
         except ValidationFailed as error:
             raise click.UsageError(f"--{error.message.replace('workspace_id', 'workspace', 1)}.") from None
@@ -116,7 +117,11 @@ def create(subject: str | None, workspace: str | None, as_json: bool, **options:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def delete(limit_id: uuid.UUID, as_json: bool) -> None:
     """End a limit, within seconds."""
-    _with_stores(lambda stores: Limits(stores.database, _OPERATOR, changed=stores.limits_changed).delete(limit_id))
+
+    async def work(stores: _Stores) -> None:
+        await Limits(stores.database, _OPERATOR, operator(), changed=stores.limits_changed).delete(limit_id)
+
+    _with_stores(work)
     if as_json:
         print_json({"id": limit_id, "deleted": True})
     else:
@@ -161,7 +166,7 @@ async def _list(
         if key is not None:
             query = query.model_copy(update={"key_prefix": (await find_key(session, key)).prefix})
     names = await _names(database)
-    limits = Limits(database, _OPERATOR)
+    limits = Limits(database, _OPERATOR, operator())
     found: list[tuple[LimitView, _Names]] = []
     while True:
         page = await limits.page(query)

@@ -20,10 +20,13 @@ class _Command(NamedTuple):
 COMMANDS: Final = {
     "serve": _Command("tidegate.cli.serve", "serve", "Start the gateway."),
     "migrate": _Command("tidegate.cli.migrate", "migrate_command", "Bring the database's schema to head."),
-    "users": _Command("tidegate.cli.users", "users_command", "Create, list and disable accounts."),
+    "users": _Command("tidegate.cli.users", "users_command", "Create, invite, list, disable and enable accounts."),
+    "workspaces": _Command("tidegate.cli.workspaces", "workspaces_command", "Create and list workspaces."),
+    "auth": _Command("tidegate.cli.auth", "auth_command", "Rotate the secrets of tokens and keys."),
     "keys": _Command("tidegate.cli.keys", "keys_command", "Create, list, rotate and revoke API keys."),
     "limits": _Command("tidegate.cli.limits", "limits_command", "Create, list and delete limits."),
     "usage": _Command("tidegate.cli.usage", "usage", "Add up what was used, from the ledger."),
+    "audit": _Command("tidegate.cli.audit", "audit", "Show who changed what, from where and when."),
     "config": _Command("tidegate.cli.config", "config_command", "Look at the configuration, and check it."),
 }
 

@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tidegate.setting_groups import Group
+from tidegate.setting_references import holds_secret
 from tidegate.settings import PREFIX, Settings
 
 ENV_EXAMPLE = Path(".env.example")
@@ -39,6 +40,9 @@ def settings_page() -> str:
         "development a file `.env` is read too, below the environment; `TIDEGATE_ENV_FILE` names another. The",
         "catalogue of upstreams and models is a file of its own: [configuration](../guide/configuration.md).",
         "",
+        "In the variable of a secret, marked so below, `env:NAME` or `file:/path` may stand: the whole value is read",
+        "there, once, at start. What production refuses: [running it](../guide/running.md#what-production-refuses).",
+        "",
         "This page is written from the settings by `make docs`.",
         "",
         "| variable | default | |",
@@ -46,7 +50,8 @@ def settings_page() -> str:
     ]
     for name, field in _fields():
         default = _default(field)
-        lines.append(f"| `{name}` | {f'`{default}`' if default else 'none'} | {field.description} |")
+        secret = " *secret*" if holds_secret(field.annotation) else ""
+        lines.append(f"| `{name}` | {f'`{default}`' if default else 'none'} | {field.description}{secret} |")
     return "\n".join(lines) + "\n"
 
 
@@ -68,4 +73,4 @@ def _default(field: FieldInfo) -> str:
     default = field.get_default()
     if default is None or default is PydanticUndefined or default == () or isinstance(default, SecretStr):
         return ""
-    return str(default)
+    return ",".join(default) if isinstance(default, tuple) else str(default)

@@ -3,22 +3,39 @@
 import asyncio
 import secrets
 import sys
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import click
 
-from tidegate.accounts.schemas import NewUser
-from tidegate.accounts.service import Accounts
+from tidegate.accounts.mailed.invitations import CallersInvitations
+from tidegate.accounts.mailed.schemas import InvitationForm, InvitationView
+from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
+from tidegate.accounts.schemas import Name, NewUser
+from tidegate.accounts.service import Accounts, find_workspace
 from tidegate.auth.passwords import Passwords
+from tidegate.auth.principal import Principal
 from tidegate.cli.database import open_database
 from tidegate.cli.inputs import from_options
+from tidegate.cli.operator import operator
 from tidegate.cli.output import moment, print_json, print_table
+from tidegate.mail.opening import open_post
 from tidegate.settings import Settings, load_settings
 from tidegate.storage.changes import Changes, user_topic
+
+# Whoever runs the command may do what an admin may.
+_OPERATOR: Final = Principal(workspace_id=DEFAULT_WORKSPACE_ID, role="admin", scopes=frozenset({"manage"}))
+
+
+class _Invitation(InvitationForm):
+    """An invitation as the command takes it: its workspace by name."""
+
+    workspace: Name = "default"
 
 
 @click.group("users")
 def users_command() -> None:
-    """Create, list and disable accounts."""
+    """Create, invite, list, disable and enable accounts."""
 
 
 @users_command.command("create")
@@ -37,13 +54,32 @@ def create(email: str, role: str | None, workspace: str | None, password_stdin: 
     from_options(NewUser, options)  # what is wrong is said before a password is asked for
     password, generated = _password(from_stdin=password_stdin)
     new = from_options(NewUser, options | {"password": password})
-    printed = asyncio.run(_create(settings, new)) | ({"password": password} if generated else {})
+    printed = asyncio.run(_create(settings, new, is_made_up=generated)) | ({"password": password} if generated else {})
     if as_json:
         print_json(printed)
         return
     click.echo(f"Created the {printed['role']} {printed['email']} in the workspace {printed['workspace']}.")
     if generated:
         click.echo(f"Password, shown once: {password}")
+
+
+@users_command.command("invite")
+@click.option("--email", required=True, help="The address that the invitation is sent to.")
+@click.option("--role", type=click.Choice(["admin", "member"]), help="An admin acts in every workspace. [member]")
+@click.option("--workspace", help="The workspace that the user will belong to. [default]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def invite(email: str, role: str | None, workspace: str | None, as_json: bool) -> None:
+    """Send somebody a link by which they choose a password and have an account.
+
+    The link works once, for 7 days. It is in the e-mail alone; in development without TIDEGATE_MAIL__SMTP_HOST the
+    e-mail is printed on standard error.
+    """
+    form = from_options(_Invitation, {"email": email, "role": role, "workspace": workspace})
+    view = asyncio.run(_invite(load_settings(), form))
+    if as_json:
+        print_json(view.model_dump())
+    else:
+        click.echo(f"Invited {view.email} to the workspace {form.workspace} as {view.role}.")
 
 
 @users_command.command("list")
@@ -64,12 +100,46 @@ def list_users(as_json: bool) -> None:
 @click.argument("email")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def disable(email: str, as_json: bool) -> None:
-    """End a user's sign-in, access tokens and API keys, within a second."""
-    printed = asyncio.run(_disable(load_settings(), email))
+    """End a user's sign-ins, access tokens and API keys, within a second."""
+    user = asyncio.run(_with_accounts(load_settings(), lambda accounts: accounts.disable(email)))
     if as_json:
-        print_json(printed)
+        print_json({"id": user.id, "email": user.email, "disabled_at": user.disabled_at})
     else:
-        click.echo(f"{printed['email']} is disabled.")
+        click.echo(f"{user.email} is disabled.")
+
+
+@users_command.command("enable")
+@click.argument("email")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def enable(email: str, as_json: bool) -> None:
+    """Let a disabled user in again, and their API keys. They sign in anew."""
+    user = asyncio.run(_with_accounts(load_settings(), lambda accounts: accounts.enable(email)))
+    if as_json:
+        print_json({"id": user.id, "email": user.email, "disabled_at": user.disabled_at})
+    else:
+        click.echo(f"{user.email} is enabled.")
+
+
+@users_command.command("set-password")
+@click.argument("email")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input's first line.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def set_password(email: str, password_stdin: bool, as_json: bool) -> None:
+    """Set a user's password, and end their sign-ins within a second. Their API keys stay.
+
+    The password is asked for on a terminal; elsewhere, without --password-stdin, one is made up and printed once.
+    """
+    settings = load_settings()
+    password, generated = _password(from_stdin=password_stdin)
+    user = asyncio.run(
+        _with_accounts(settings, lambda accounts: accounts.set_password(email, password, is_made_up=generated))
+    )
+    if as_json:
+        print_json({"id": user.id, "email": user.email} | ({"password": password} if generated else {}))
+        return
+    click.echo(f"The password of {user.email} is set; their sign-ins have ended.")
+    if generated:
+        click.echo(f"Password, shown once: {password}")
 
 
 def _password(*, from_stdin: bool) -> tuple[str, bool]:
@@ -85,10 +155,18 @@ def _password(*, from_stdin: bool) -> tuple[str, bool]:
     return secrets.token_urlsafe(18), True
 
 
-async def _create(settings: Settings, new: NewUser) -> dict[str, object]:
+async def _create(settings: Settings, new: NewUser, *, is_made_up: bool) -> dict[str, object]:
     async with open_database(settings) as database:
-        user = await Accounts(database, Passwords()).create(new)
+        user = await Accounts(database, Passwords(), actor=operator()).create(new, is_made_up=is_made_up)
     return {"id": user.id, "email": user.email, "role": user.role, "workspace": new.workspace}
+
+
+async def _invite(settings: Settings, form: _Invitation) -> InvitationView:
+    async with open_database(settings) as database, open_post(settings) as post:
+        async with database.session() as session:
+            workspace = await find_workspace(session, form.workspace)
+        asked = InvitationForm(email=form.email, role=form.role, workspace_id=workspace.id)
+        return await CallersInvitations(database, _OPERATOR, operator(), post).create(asked)
 
 
 async def _list(settings: Settings) -> list[dict[str, object]]:
@@ -107,8 +185,9 @@ async def _list(settings: Settings) -> list[dict[str, object]]:
     ]
 
 
-async def _disable(settings: Settings, email: str) -> dict[str, object]:
+async def _with_accounts(settings: Settings, change: Callable[[Accounts], Awaitable[User]]) -> User:
+    """Changes a user, and tells every worker."""
     async with open_database(settings) as database, Changes.publishing(settings) as changes:
-        user = await Accounts(database, Passwords()).disable(email)
+        user = await change(Accounts(database, Passwords(), actor=operator()))
         await changes.tell(user_topic(user.id))
-    return {"id": user.id, "email": user.email, "disabled_at": user.disabled_at}
+    return user

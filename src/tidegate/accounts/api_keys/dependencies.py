@@ -7,6 +7,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from tidegate.accounts.api_keys.service import CallersKeys
+from tidegate.audit.dependencies import ActorDep
 from tidegate.auth.dependencies import Caller
 from tidegate.auth.keyring import Keyrings
 from tidegate.auth.principal import Principal
@@ -38,11 +39,15 @@ def get_callers_keys(
     request: Request,
     database: DatabaseDep,
     caller: Annotated[Principal, Depends(get_key_keeper)],
+    *,
+    actor: ActorDep,
     key_changed: Annotated[Changed, Depends(get_key_changed)],
     limits_changed: Annotated[Changed, Depends(get_changed)],
 ) -> CallersKeys:
     keyrings: Keyrings = request.state.keyrings
-    return CallersKeys(database, keyrings.peppers, caller, key_changed=key_changed, limits_changed=limits_changed)
+    return CallersKeys(
+        database, keyrings.peppers, caller, actor, key_changed=key_changed, limits_changed=limits_changed
+    )
 
 
 CallersKeysDep = Annotated[CallersKeys, Depends(get_callers_keys)]

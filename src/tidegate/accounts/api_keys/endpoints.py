@@ -3,12 +3,23 @@
 import uuid
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response, status
+from fastapi import APIRouter, Depends, Path, Query, Response, status
 
 from tidegate.accounts.api_keys.dependencies import CallersKeysDep, get_key_keeper
-from tidegate.accounts.api_keys.schemas import ChangedKey, KeyForm, KeyPage, KeyQuery, KeyView, KeyWithSecret
+from tidegate.accounts.api_keys.schemas import (
+    ChangedKey,
+    KeyForm,
+    KeyPage,
+    KeyQuery,
+    KeyView,
+    KeyWithSecret,
+    Rotation,
+)
 
 router = APIRouter(prefix="/api/keys", tags=["keys"], dependencies=[Depends(get_key_keeper)])
+
+
+SecretPrefix = Annotated[str, Path(pattern=r"^(tg_)?[a-z0-9]{8}$", max_length=11)]
 
 
 def _never_stored(response: Response) -> None:
@@ -32,14 +43,26 @@ async def create_key(keys: CallersKeysDep, body: KeyForm) -> KeyWithSecret:
 
 @router.patch("/{key_id}")
 async def change_key(keys: CallersKeysDep, key_id: uuid.UUID, body: ChangedKey) -> KeyView:
-    """Changes a key's name, models, expiry, or whether its attribution is trusted. It holds within a second."""
+    """Changes a key's name, models, expiry, allowed addresses, or whether its attribution is trusted.
+
+    It holds within a second.
+    """
     return await keys.change(key_id, body)
 
 
 @router.post("/{key_id}/rotate", dependencies=NEVER_STORED)
-async def rotate_key(keys: CallersKeysDep, key_id: uuid.UUID) -> KeyWithSecret:
-    """Gives a key a new secret and prefix. The old secret ends within a second."""
-    return await keys.rotate(key_id)
+async def rotate_key(keys: CallersKeysDep, key_id: uuid.UUID, body: Rotation | None = None) -> KeyWithSecret:
+    """Gives a key a new secret and prefix. The old secret goes on for the overlap; without one all others end.
+
+    They end within a second.
+    """
+    return await keys.rotate(key_id, body or Rotation())
+
+
+@router.delete("/{key_id}/retiring/{prefix}", status_code=status.HTTP_204_NO_CONTENT)
+async def end_retiring_secret(keys: CallersKeysDep, key_id: uuid.UUID, prefix: SecretPrefix) -> None:
+    """Ends a secret that a rotation left working, within a second. The key goes on."""
+    await keys.end_retiring(key_id, prefix)
 
 
 @router.delete("/{key_id}", status_code=status.HTTP_204_NO_CONTENT)

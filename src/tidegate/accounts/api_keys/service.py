@@ -6,17 +6,19 @@ workspace has is not found. A member sees the keys of their workspace, and chang
 Nobody gets past what an admin gave them by making or changing a key:
 - A key has no scope that its maker may not give: a member gives `inference` and `usage`; a key with `manage` those, and
   the scopes that it has itself. The same holds for who is shown a new secret by a rotation.
-- A key that a member makes is under the workspace's policies. A member lets a key admit more models or live longer only
-  where it is one that a member could make: else an admin's generous limits would reach further than the admin meant.
+- A key that a member makes is under the workspace's policies. A member lets a key admit more models or addresses, or
+  live longer, only where it is one that a member could make: else an admin's generous limits would reach further than
+  the admin meant.
 - An admin alone makes a key trusted of its attribution, or trusted no more: the first lets it use up what end users
   and tags are allowed, the second frees it of their limits.
 """
 
 import uuid
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import ColumnElement, select, true
+from sqlalchemy import ColumnElement, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.api_keys.schemas import (
@@ -27,15 +29,18 @@ from tidegate.accounts.api_keys.schemas import (
     KeyQuery,
     KeyView,
     KeyWithSecret,
+    Rotation,
 )
-from tidegate.accounts.keys import add_key, renew, require_enabled, require_not_revoked
+from tidegate.accounts.key_events import changeable, note_created, of_key
+from tidegate.accounts.key_secrets import end_retiring, renew, require_not_revoked, retiring_of, revoke_key
+from tidegate.accounts.keys import add_key, require_enabled, written_addresses
 from tidegate.accounts.models import ServiceAccount, User, Workspace
+from tidegate.audit.trail import Actor, Event, differences, note
 from tidegate.auth.api_keys import KEY_MARK
 from tidegate.auth.keyring import Keyring
 from tidegate.auth.models import ApiKey
 from tidegate.auth.principal import Principal, Scope
 from tidegate.errors import InvalidRequest, NotFound, PermissionDenied, ValidationFailed
-from tidegate.ledger.entry import utc_now
 from tidegate.limits.metered import MeteredAmount
 from tidegate.limits.models import LimitRow
 from tidegate.limits.policy import apply_policy, policies_of
@@ -51,9 +56,9 @@ class CallersKeys:
     """The API keys of a database as one caller may see and change them.
 
     After the commit `key_changed` is awaited with a key's id, and `limits_changed` with the workspace's id where limits
-    were made.
+    were made. `actor` is the caller as the audit trail names them.
 
-    >>> made = await CallersKeys(database, keyrings.peppers, caller).create(KeyForm(name="search"))
+    >>> made = await CallersKeys(database, keyrings.peppers, caller, actor).create(KeyForm(name="search"))
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class CallersKeys:
         database: Database,
         peppers: Keyring,
         caller: Principal,
+        actor: Actor,
         *,
         key_changed: Changed = nothing_changed,
         limits_changed: Changed = nothing_changed,
@@ -68,6 +74,7 @@ class CallersKeys:
         self._database = database
         self._peppers = peppers
         self._caller = caller
+        self._actor = actor
         self._key_changed = key_changed
         self._limits_changed = limits_changed
         # A key acts in its own workspace, whoever owns it.
@@ -79,6 +86,8 @@ class CallersKeys:
         statement = select(ApiKey).where(self._visible())
         if query.prefix is not None:
             statement = statement.where(ApiKey.prefix == query.prefix.removeprefix(KEY_MARK))
+        if query.owner is not None:
+            statement = statement.where(_owned_by(query.owner))
         if query.after is not None:
             statement = statement.where(ApiKey.id < query.after)
         async with self._database.session() as session:
@@ -98,7 +107,7 @@ class CallersKeys:
         async with self._database.transaction() as session:
             owner = await self._owner(session, form)
             added = await add_key(session, form, owner, self._peppers, made_by_member=self._is_member)
-            await session.flush()
+            note_created(session, self._actor, added.row, owner, added.limits)
             (view,) = await _views(session, [added.row])
         if added.limits:
             await self._limits_changed(added.row.workspace_id)
@@ -113,22 +122,32 @@ class CallersKeys:
             self._require_may_trust(is_trusted=row.trusts_attribution, wanted=trusts)
             if self._is_member and change.widens(row):
                 await self._require_a_member_s(session, row)
+            before = changeable(row)
             row.name = change.name or row.name
             row.trusts_attribution = trusts
             if "models" in change.model_fields_set:
                 row.models = None if change.models is None else list(change.models)
             if "expires_at" in change.model_fields_set:
                 row.expires_at = change.expires_at
+            if "allowed_addresses" in change.model_fields_set:
+                row.allowed_addresses = written_addresses(change.allowed_addresses)
+            if changed := differences(before, changeable(row)):
+                note(session, self._actor, Event("key.changed", row.workspace_id, of_key(row), details=changed))
             (view,) = await _views(session, [row])
         await self._key_changed(key_id)
         return view
 
-    async def rotate(self, key_id: uuid.UUID) -> KeyWithSecret:
-        """A new secret; the old one ends. Raises `PermissionDenied`, `NotFound`, `Conflict` for a revoked key."""
+    async def rotate(self, key_id: uuid.UUID, rotation: Rotation) -> KeyWithSecret:
+        """A new secret; the old one goes on for the overlap, without one it ends with all others.
+
+        Raises `PermissionDenied`, `NotFound`, `Conflict` for a revoked key or one with too many secrets that retire.
+        """
         async with self._database.transaction() as session:
             row = await self._find(session, key_id)
             self._require_may_give(row.scopes)
-            secret = renew(row, self._peppers)
+            overlap = timedelta(seconds=rotation.overlap)
+            secret = await renew(session, row, self._peppers, self._actor, overlap)
+            await session.flush()
             (view,) = await _views(session, [row])
         await self._key_changed(key_id)
         return KeyWithSecret.revealing(view, secret)
@@ -136,9 +155,14 @@ class CallersKeys:
     async def revoke(self, key_id: uuid.UUID) -> None:
         """Ends a key for good. Twice is once. Raises `PermissionDenied`, `NotFound`."""
         async with self._database.transaction() as session:
-            row = await self._find(session, key_id)
-            row.revoked_at = row.revoked_at or utc_now()
+            await revoke_key(session, await self._find(session, key_id), self._actor)
         # Also the second time: the first telling may have been lost.
+        await self._key_changed(key_id)
+
+    async def end_retiring(self, key_id: uuid.UUID, prefix: str) -> None:
+        """Ends a secret that a rotation left working; the key goes on. Raises `PermissionDenied`, `NotFound`."""
+        async with self._database.transaction() as session:
+            await end_retiring(session, await self._find(session, key_id), prefix, self._actor)
         await self._key_changed(key_id)
 
     def _visible(self) -> ColumnElement[bool]:
@@ -184,7 +208,7 @@ class CallersKeys:
         if not could_be_made or row.queue_weight != 1 or row.trusts_attribution:
             raise PermissionDenied(
                 "This key has more than a key that a member makes: only an admin, or a key with the scope 'manage', "
-                "lets it use more models or live longer."
+                "lets it use more models, be used from more addresses or live longer."
             )
 
     async def _find(self, session: AsyncSession, key_id: uuid.UUID) -> ApiKey:
@@ -232,6 +256,13 @@ async def _named_owner(session: AsyncSession, email: str, workspace_id: uuid.UUI
     return user
 
 
+def _owned_by(name: str) -> ColumnElement[bool]:
+    """A user by their address, or every service account of this name."""
+    users = select(User.id).where(User.email == name)
+    accounts = select(ServiceAccount.id).where(ServiceAccount.name == name)
+    return or_(ApiKey.owner_user_id.in_(users), ApiKey.owner_service_account_id.in_(accounts))
+
+
 async def _views(session: AsyncSession, rows: Sequence[ApiKey]) -> list[KeyView]:
     users = {row.owner_user_id for row in rows if row.owner_user_id is not None}
     accounts = {row.owner_service_account_id for row in rows if row.owner_service_account_id is not None}
@@ -244,8 +275,14 @@ async def _views(session: AsyncSession, rows: Sequence[ApiKey]) -> list[KeyView]
         found = await session.execute(names)
         owners |= {key: KeyOwner(kind="service_account", id=key, name=name) for key, name in found}
     limits = await _limits_of(session, rows)
+    retiring = await retiring_of(session, {row.id for row in rows}) if rows else {}
     return [
-        KeyView.of(row, owners[row.owner_user_id or row.owner_service_account_id], limits.get(str(row.id), []))
+        KeyView.of(
+            row,
+            owners[row.owner_user_id or row.owner_service_account_id],
+            limits.get(str(row.id), []),
+            retiring.get(row.id, ()),
+        )
         for row in rows
     ]
 
