@@ -9,7 +9,7 @@ PIP := $(UV) pip install --python $(BIN)/python
 # the four; the files go in their order, end-to-end first, so that short ones are left for the end.
 PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install serve test check lint types bench docs lock clean
+.PHONY: help install serve test check lint types bench docs lock sbom audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/tidegate config reference --check
+	$(BIN)/zizmor --offline --no-progress -q .github/workflows
 
 types: $(VENV)/.dev
 	$(BIN)/mypy src tests benchmarks
@@ -37,6 +38,12 @@ bench: $(VENV)/.dev ## CPU a request and a chunk, beside a bare proxy
 
 docs: $(VENV)/.dev ## write the generated pages: .env.example and the settings reference
 	$(BIN)/python -m tidegate.cli.main config reference
+
+sbom: $(VENV)/.dev ## write the bill of materials: dist/sbom.cdx.json
+	$(BIN)/python requirements/sbom.py
+
+audit: $(VENV)/.dev ## look for known vulnerabilities of what is pinned; needs the public index
+	$(BIN)/python requirements/audit.py
 
 lock: $(VENV)/.uv ## pin the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --extra local pyproject.toml -o requirements/serve.txt --upgrade

@@ -25,6 +25,7 @@
       UpstreamError             502 upstream_error
       Overloaded                503 overloaded                 no slot before the deadline, or the queue is full
         Unavailable             503 unavailable                a dependency is down
+          MailRefused           503 unavailable                an e-mail that cannot be sent, now or later
         Draining                503 draining
       UpstreamTimeout           504 upstream_timeout           which one, of which upstream
       UpstreamRefused           as the upstream said           its own 400, 404, 409, 413, 422 with its message
@@ -253,6 +254,10 @@ class Overloaded(TidegateError):
 
 class Unavailable(Overloaded):
     code = "unavailable"
+
+
+class MailRefused(Unavailable):
+    """An e-mail that is sent neither now nor later: its server refuses it, or a setting is missing."""
 
 
 class Draining(Overloaded):

@@ -30,6 +30,7 @@ from tidegate.ledger.store import LedgerStore
 from tidegate.ledger.sums import DatabaseSums
 from tidegate.limits.book import LimitBook
 from tidegate.limits.reading import LimitReader
+from tidegate.mail.opening import open_post
 from tidegate.routing.breaker import Breaker
 from tidegate.routing.catalogue import Catalogue, Upstream
 from tidegate.routing.configuration import load_catalogue
@@ -39,6 +40,7 @@ from tidegate.storage.database import Database
 from tidegate.storage.read_through import ReadThrough
 from tidegate.storage.redis import close_redis, open_redis, ping
 from tidegate.telemetry.health import HealthBoard
+from tidegate.upstream.checked import open_checked_client
 from tidegate.upstream.echo import EchoProvider
 from tidegate.upstream.local import check_local_body
 from tidegate.upstream.openai import OpenAIProvider, open_client
@@ -95,9 +97,9 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
         changes = await stack.enter_async_context(Changes.running(settings))
         read_through = ReadThrough(redis, settings.redis.key_prefix, changes)
         stack.push_async_callback(read_through.aclose)
-        minutes = settings.auth.access_token_minutes
-        authenticator = Authenticator(database, keyrings, access_token_minutes=minutes, changes=changes)
+        authenticator = _authenticator(settings, database, keyrings, changes)
         stack.push_async_callback(authenticator.aclose)
+        post = await stack.enter_async_context(open_post(settings))
         store = LedgerStore(database)
         refusals = await stack.enter_async_context(Refusals.running(store))
         client = await stack.enter_async_context(open_client())
@@ -111,7 +113,7 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
             database=database,
             book=book,
             sums=DatabaseSums(database, groups_of),
-            client=client,
+            client=await stack.enter_async_context(open_checked_client()),
             on_change=lambda is_away: flags.add("limits") if is_away else flags.discard("limits"),
         )
         admission = await stack.enter_async_context(running_admission(supplies))
@@ -119,9 +121,7 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
         ledger = await stack.enter_async_context(Ledger.running(settings.data_dir / "journal", store, recovered=told))
         gateway = _gateway(settings, catalogue, Rooms(admission, ledger, refusals, redis), client, drain)
         stack.callback(gateway.tokenizer.close)
-        health = _health(gateway, database, redis)
-        health.flagged = flags
-        health.refuses_work = lambda: settings.limits.on_store_failure == "deny" and "limits" in flags
+        health = _health(settings, gateway, database, redis, flags)
         stack.push_async_callback(health.aclose)
         health.state = "ready"
         yield {
@@ -134,10 +134,21 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
             "admission": admission,
             "keyrings": keyrings,
             "authenticator": authenticator,
+            "post": post,
             "ledger": ledger,
             "gateway": gateway,
             "health": health,
         }
+
+
+def _authenticator(settings: Settings, database: Database, keyrings: Keyrings, changes: Changes) -> Authenticator:
+    return Authenticator(
+        database,
+        keyrings,
+        access_token_minutes=settings.auth.access_token_minutes,
+        jwt_algorithm=settings.auth.jwt_algorithm,
+        changes=changes,
+    )
 
 
 def _groups_in(catalogue: Catalogue) -> Callable[[str], tuple[str, ...]]:
@@ -206,13 +217,17 @@ def _provider(upstream: Upstream, client: httpx2.AsyncClient) -> Provider:
     return OpenAIProvider(client)
 
 
-def _health(gateway: Gateway, database: Database, redis: Redis | None) -> HealthBoard:
+def _health(
+    settings: Settings, gateway: Gateway, database: Database, redis: Redis | None, flags: set[str]
+) -> HealthBoard:
     drain, ledger = gateway.drain, gateway.ledger
     board = HealthBoard(
         version=__version__,
         catalogue_version=gateway.catalogue.version,
         is_draining=lambda: drain.draining,
     )
+    board.flagged = flags
+    board.refuses_work = lambda: settings.limits.on_store_failure == "deny" and "limits" in flags
 
     async def check_database() -> None:
         await database.ping()

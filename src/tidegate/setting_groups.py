@@ -1,6 +1,7 @@
 """The groups of settings: what each variable may hold, by its type alone, and what it is for.
 
-A secret is a `SecretStr`. What depends on other groups, or on the environment, is judged in `tidegate.settings`.
+A secret is a `SecretStr`; `env:NAME` or `file:/path` may stand in its place. What depends on other groups, or on the
+environment, is judged in `tidegate.setting_rules`.
 """
 
 import ipaddress
@@ -17,12 +18,18 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_settings import NoDecode
 
+from tidegate.setting_references import holds_secret, resolve_secret
+
 MINIMUM_SECRET_BYTES = 32
+_CALLED_URL = re.compile(r"https?://[^/?#@\s]+([/?]\S*)?")
+# As `http.authority` reads them; `*.` for every name below.
+_HOST = re.compile(r"((\*\.)?[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 _API_KEY = re.compile(r"tg_[a-z0-9]{8}_[A-Za-z0-9_-]{43}")
 
 
@@ -51,6 +58,12 @@ KeyedSecrets = Annotated[tuple[tuple[str, SecretStr], ...], NoDecode, BeforeVali
 
 class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _secrets_may_stand_elsewhere(cls, value: Any, info: ValidationInfo) -> Any:
+        is_secret = info.field_name is not None and holds_secret(cls.model_fields[info.field_name].annotation)
+        return resolve_secret(value) if is_secret and isinstance(value, str) else value
 
 
 class DatabaseSettings(Group):
@@ -111,6 +124,14 @@ class HttpSettings(Group):
         description="`https://gateway.example.com`: the base of links in e-mails and of single sign-on",
     )
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts_are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is no host, such as gateway.example.com, *.example.com or example.com:8443")
+        return hosts
+
     @field_validator("trusted_proxies")
     @classmethod
     def _proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
@@ -132,8 +153,22 @@ class ServerSettings(Group):
     drain_s: PositiveFloat = Field(30, description="how long running streams may finish when a worker leaves")
     linger_s: NonNegativeFloat = Field(0, description="how long listeners stay open before that, answering 503")
     management_port: int | None = Field(
-        None, ge=0, le=65535, description="a port of its own for management and `/metrics`; 0: a free one"
+        None, ge=0, le=65535, description="a port of its own for the page and `/api`; 0 takes a free one"
     )
+    management_host: str | None = Field(
+        None,
+        min_length=1,
+        max_length=255,
+        description="the address of that port, such as `127.0.0.1`; else `HOST`",
+    )
+
+    @model_validator(mode="after")
+    def _ports_are_two(self) -> Self:
+        if self.management_port is None and self.management_host is not None:
+            raise ValueError("MANAGEMENT_HOST needs TIDEGATE_SERVER__MANAGEMENT_PORT")
+        if self.management_port and self.management_port == self.port:
+            raise ValueError("PORT and MANAGEMENT_PORT are the same; give management another")
+        return self
 
 
 class LimitsSettings(Group):
@@ -151,6 +186,8 @@ class AlertsSettings(Group):
     def _scheme_is_http(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not url.get_secret_value().startswith(("https://", "http://")):
             raise ValueError("must begin with https:// or http://")
+        if url is not None and not _CALLED_URL.fullmatch(url.get_secret_value()):
+            raise ValueError("must name a host, without a name or a password before it")
         return url
 
     @field_validator("webhook_secret")

@@ -1,7 +1,8 @@
 """Every setting of Tidegate: typed, frozen, in groups, read once at start.
 
 A setting comes from a variable `TIDEGATE_` + group + `__` + name, from the env file (`.env` in development, or the
-file that `TIDEGATE_ENV_FILE` names), or from its default here. This is the only module that reads the environment.
+file that `TIDEGATE_ENV_FILE` names), or from its default here. A secret may stand elsewhere: `env:NAME` or
+`file:/path` in its place. This module and `setting_references` alone read the environment.
 
 `load_settings` either returns settings that this environment may run with, or raises `SettingsError`, which names
 every faulty variable at once. Nothing is read at import.
@@ -17,7 +18,7 @@ from typing import Literal
 from dotenv import dotenv_values
 from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tidegate.setting_groups import (
     AlertsSettings,
@@ -32,6 +33,8 @@ from tidegate.setting_groups import (
     ServerSettings,
     SingleSignOnSettings,
 )
+from tidegate.setting_references import holds_secret, is_open_to_others
+from tidegate.setting_rules import production_advice, production_faults
 
 PREFIX = "TIDEGATE_"
 ENV_FILE_VARIABLE = "TIDEGATE_ENV_FILE"
@@ -40,11 +43,16 @@ _KUBERNETES_VARIABLE = re.compile(r"TIDEGATE(_[A-Z0-9]+)*_(SERVICE_HOST|SERVICE_
 
 
 class SettingsError(Exception):
-    """The settings cannot be used. `faults` holds one line a faulty variable, each saying what to do."""
+    """The settings cannot be used. `faults` holds one line a faulty variable, each saying what to do.
 
-    def __init__(self, faults: list[str]) -> None:
+    `settings` are what could be read, the faulty variables left out: so that more may be judged at once. None where
+    there is no telling.
+    """
+
+    def __init__(self, faults: list[str], settings: "Settings | None" = None) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+        self.settings = settings
         self.in_production = os.environ.get(f"{PREFIX}ENVIRONMENT") == "production"
 
 
@@ -115,22 +123,25 @@ def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     except ValidationError as error:
         # A name that does not exist is told above, with the nearest one that does.
         wrong = [_fault(fault) for fault in error.errors() if fault["type"] != "extra_forbidden"]
-        raise SettingsError(sorted({*faults, *wrong})) from None
+        rest = _rest(error)
+        further = _of_others(production_faults(rest), wrong) if rest is not None and rest.in_production else []
+        raise SettingsError(sorted({*faults, *wrong, *further}), rest) from None
     if settings.in_production:
-        faults += _production_faults(settings)
+        faults += production_faults(settings)
     if faults:
-        raise SettingsError(faults)
+        raise SettingsError(faults, settings)
     return settings
 
 
-def resolve_secret(reference: str) -> str | None:
-    """The value behind `env:NAME` or `file:/path` in the catalogue, None where there is none; a literal is itself."""
-    if reference.startswith("env:"):
-        return os.environ.get(reference.removeprefix("env:")) or None
-    if reference.startswith("file:"):
-        path = Path(reference.removeprefix("file:"))
-        return path.read_text("utf-8").strip() if path.is_file() else None
-    return reference
+def setting_advice(settings: Settings, environ: Mapping[str, str] | None = None) -> list[str]:
+    """One line for each thing that is worth a warning at start: files of secrets that others may read, and so on."""
+    variables = os.environ if environ is None else environ
+    told = [
+        f"{name}: every user of this machine may read {variables[name]}; chmod 600 it"
+        for name in _secret_variables()
+        if is_open_to_others(variables.get(name, ""))
+    ]
+    return told + (production_advice(settings) if settings.in_production else [])
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
@@ -160,6 +171,56 @@ def variable_names() -> dict[str, str]:
     return names
 
 
+def _secret_variables() -> list[str]:
+    return [
+        f"{PREFIX}{name}__{inner}".upper()
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Group)
+        for inner, inner_field in field.annotation.model_fields.items()
+        if holds_secret(inner_field.annotation)
+    ]
+
+
+class _Rest(Settings):
+    """Settings of what is given to them alone."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+def _rest(error: ValidationError) -> Settings | None:
+    """The settings of every variable that is not at fault, None where that is no whole either."""
+    given = EnvSettingsSource(Settings)()
+    for fault in error.errors():
+        group, *inner = fault["loc"]
+        within = given.get(str(group))
+        if inner and isinstance(within, dict):
+            within.pop(str(inner[0]), None)
+        else:
+            given.pop(str(group), None)
+    try:
+        return _Rest(**given)
+    except ValidationError:
+        return None
+
+
+def _of_others(faults: list[str], known: list[str]) -> list[str]:
+    """The faults of variables that have none yet: what is left out because it is faulty is not missing."""
+    variables = {fault.partition(":")[0] for fault in known}
+    return [
+        fault for fault in faults if not fault.startswith(tuple(f"{name}{end}" for name in variables for end in ":_"))
+    ]
+
+
 def _adopt_env_file() -> None:
     named = os.environ.get(ENV_FILE_VARIABLE)
     if named and not Path(named).is_file():
@@ -183,30 +244,3 @@ def _fault(fault: ErrorDetails) -> str:
 def _unknown(name: str, known: Mapping[str, str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _production_faults(settings: Settings) -> list[str]:
-    """What may be convenient in development and is refused in production. The one place of these checks."""
-    faults = []
-    if settings.database.url is None:
-        faults.append("TIDEGATE_DATABASE__URL: needed in production: postgresql+asyncpg://user:password@host/name")
-    if not settings.auth.jwt_keys:
-        faults.append("TIDEGATE_AUTH__JWT_KEYS: needed in production: 1:$(openssl rand -hex 32)")
-    if not settings.auth.api_key_peppers:
-        faults.append("TIDEGATE_AUTH__API_KEY_PEPPERS: needed in production: 1:$(openssl rand -hex 32)")
-    secrets = [s.get_secret_value() for _, s in (*settings.auth.jwt_keys, *settings.auth.api_key_peppers)]
-    if len(set(secrets)) != len(secrets):
-        faults.append("TIDEGATE_AUTH__API_KEY_PEPPERS: a secret is used twice; every key needs its own")
-    faults += [
-        f"TIDEGATE_HTTP__CORS_ORIGINS: {origin!r} is not one exact origin, such as https://app.example.com"
-        for origin in settings.http.cors_origins
-        if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?", origin)
-    ]
-    if any(proxy in ("*", "0.0.0.0/0", "::/0") for proxy in settings.http.trusted_proxies):
-        faults.append("TIDEGATE_HTTP__TRUSTED_PROXIES: name the proxies' own addresses; everyone cannot be trusted")
-    several_workers = settings.server.workers == "auto" or settings.server.workers > 1
-    if several_workers and settings.redis.url is None:
-        faults.append("TIDEGATE_REDIS__URL: needed for more than one worker; or set TIDEGATE_SERVER__WORKERS=1")
-    if several_workers and settings.database.url is not None and settings.on_sqlite:
-        faults.append("TIDEGATE_DATABASE__URL: SQLite serves one worker; use PostgreSQL or TIDEGATE_SERVER__WORKERS=1")
-    return faults

@@ -9,7 +9,16 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-from tests.support.credentials import EMAIL, PASSWORD, bearer, database_at_head, keyrings, quick_passwords, x_api_key
+from tests.support.credentials import (
+    EMAIL,
+    PASSWORD,
+    access_token,
+    bearer,
+    database_at_head,
+    keyrings,
+    quick_passwords,
+    x_api_key,
+)
 from tests.support.services import Service, drop_database
 from tests.support.waiting import eventually
 from tidegate.accounts.keys import ApiKeys, CreatedKey
@@ -97,9 +106,11 @@ async def test_a_key_of_a_user_carries_its_owner(gateway: Gateway) -> None:
 
 async def test_an_access_token_is_its_user_as_the_database_knows_them(gateway: Gateway) -> None:
     user = await gateway.accounts.sign_in(EMAIL, PASSWORD)
-    token = gateway.authenticator.tokens.issue(user.id)
+    token = await access_token(gateway.database, gateway.authenticator, user.id)
     principal = await gateway.authenticator.authenticate(bearer(token))
     assert (principal.user_id, principal.key_id, principal.role) == (user.id, None, "admin")
+    assert principal.email == EMAIL
+    assert {type(principal.user_id), type(principal.sign_in_id)} == {uuid.UUID}
     assert principal.scopes == {"inference", "usage", "manage", "metrics"}
     assert await gateway.authenticator.authenticate(x_api_key(token)) is principal
 
@@ -164,7 +175,7 @@ async def test_a_rotated_key_keeps_its_id_and_its_old_secret_ends(gateway: Gatew
 async def test_a_disabled_user_loses_keys_and_tokens(gateway: Gateway) -> None:
     created = await gateway.owned_key()
     user = await gateway.accounts.sign_in(EMAIL, PASSWORD)
-    token = gateway.authenticator.tokens.issue(user.id)
+    token = await access_token(gateway.database, gateway.authenticator, user.id)
     for credential in (created.secret, token):
         await gateway.authenticator.authenticate(bearer(credential))
     await gateway.accounts.disable(EMAIL)
@@ -192,7 +203,7 @@ async def test_an_expiry_is_judged_at_each_use_cached_or_not(gateway: Gateway) -
 
 async def test_a_cached_token_ends_at_its_second(gateway: Gateway) -> None:
     user = await gateway.accounts.sign_in(EMAIL, PASSWORD)
-    token = gateway.authenticator.tokens.issue(user.id)
+    token = await access_token(gateway.database, gateway.authenticator, user.id)
     await gateway.authenticator.authenticate(bearer(token))
     gateway.clock.now += 15 * 60
     with pytest.raises(TokenExpired):
@@ -253,10 +264,10 @@ async def test_the_last_use_is_written_behind_the_callers_back_at_most_once_a_mi
     assert await last_used_at() is None
     await gateway.authenticator.authenticate(bearer(created.secret))
     first = await eventually(last_used_at)
-    await eventually(lambda: gateway.authenticator._directory.last_use._task is None)
+    await eventually(lambda: gateway.authenticator._directory.upkeep.is_idle)
     gateway.pass_time(5)
     await gateway.authenticator.authenticate(bearer(created.secret))
-    assert gateway.authenticator._directory.last_use._task is None
+    assert gateway.authenticator._directory.upkeep.is_idle
     assert await last_used_at() == first
     async with gateway.database.transaction() as session:
         await session.execute(update(ApiKey).values(last_used_at=datetime.now(UTC) - timedelta(minutes=2)))
@@ -274,7 +285,7 @@ async def test_a_key_that_is_refused_is_not_noted_as_used(gateway: Gateway) -> N
     created = await gateway.owned_key()
     with pytest.raises(InvalidApiKey):
         await gateway.authenticator.authenticate(bearer(f"tg_{created.prefix}_{'A' * 43}"))
-    assert gateway.authenticator._directory.last_use._task is None
+    assert gateway.authenticator._directory.upkeep.is_idle
 
 
 async def test_known_callers_go_on_where_the_database_is_gone_and_unknown_ones_are_told(

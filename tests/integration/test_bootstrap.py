@@ -205,3 +205,18 @@ async def test_a_key_file_that_cannot_be_written_leaves_no_key_that_nobody_knows
             await bootstrap(database, _nothing_given(tmp_path / "file"), keyrings())
         assert await _count(database) == (0, 0)
         assert (await bootstrap(database, _nothing_given(tmp_path), keyrings())).api_key
+
+
+async def test_a_password_that_is_guessed_first_stops_the_start_only_where_it_would_be_used(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    async with database_at_head(sqlite_url) as database:
+        with pytest.raises(SettingsError) as refusal:
+            await bootstrap(database, _given(tmp_path, password="password1234"), keyrings())
+        (fault,) = refusal.value.faults
+        assert fault.startswith("TIDEGATE_BOOTSTRAP__ADMIN_PASSWORD: ")
+        assert "password1234" not in fault
+        assert await _count(database) == (0, 0)
+        await bootstrap(database, _given(tmp_path), keyrings())
+        await bootstrap(database, _given(tmp_path, password="password1234"), keyrings())
+        assert await _count(database) == (1, 0)

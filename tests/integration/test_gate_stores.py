@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.gate_stores import MINUTE, SEAT, SEEDING, SLOTS, START_MS, TOKENS, TOTAL, TwinStores, take
+from tidegate.admission.counters import COUNTED_MS
 from tidegate.admission.store import (
     LEASE_MS,
     UNDO,
@@ -40,6 +41,21 @@ def test_the_same_step_twice_is_once(stores: TwinStores) -> None:
         stores.release("w1", "e1", Spent(0, 70), (TOTAL,))
     assert stores.used((MINUTE, SLOTS, TOTAL)) == (1, 0, 370)
     assert stores.in_use() == 0
+
+
+def test_an_entry_is_counted_once_also_when_its_end_is_told_again_ten_minutes_later(stores: TwinStores) -> None:
+    stores.seed(SEEDING)
+    take(stores, "w1", "e1", TOTAL)
+    for _ in range(2):
+        stores.release("w1", "e1", Spent(0, 70), (TOTAL,))
+        stores.clock.passes(COUNTED_MS)
+    assert stores.used((TOTAL,)) == (370,)
+
+
+def test_what_left_the_window_stays_out_of_it_however_long_nobody_asks(stores: TwinStores) -> None:
+    for n, pause_s in enumerate((0, 200, 100, 62, 300)):
+        stores.clock.passes(pause_s * 1000)
+        assert stores.take("w1", Asked(f"e{n}", (MINUTE,))).used == (1,)
 
 
 def test_a_refusal_takes_nothing_and_names_what_lasts_longest(stores: TwinStores) -> None:

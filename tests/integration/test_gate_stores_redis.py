@@ -19,9 +19,9 @@ from tests.support.gate_stores import (
     direct_store,
     take,
 )
-from tidegate.admission.redis_store import RedisStore
+from tidegate.admission.redis_store import RedisStore, grant_channel
 from tidegate.admission.store import Asked, Check, Held, Seat, Seeding, Spent
-from tidegate.storage.pipeline import PipelinedRedis, StoreGone
+from tidegate.storage.pipeline import PipelinedRedis, StoreGone, Taker
 
 
 def test_every_key_is_of_its_tag_and_has_an_end(stores: TwinStores, client: "redis.Redis", redis_prefix: str) -> None:
@@ -83,21 +83,35 @@ def test_a_lost_part_of_the_tag_is_no_error(stores: TwinStores, client: "redis.R
     asyncio.run(on_redis())
 
 
+def test_whom_anothers_step_grants_a_slot_hears_of_it_on_his_own_channel(
+    stores: TwinStores, client: "redis.Redis", redis_prefix: str
+) -> None:
+    with client.pubsub(ignore_subscribe_messages=True) as heard:  # type: ignore[no-untyped-call]
+        heard.subscribe(grant_channel(redis_prefix, "w2"))
+        # What says that it stands.
+        assert heard.get_message(timeout=10) is None
+        take(stores, "w1", "e1", seat=Seat(1, 3))
+        assert take(stores, "w2", "e2", seat=Seat(1, 3)) == "queued"
+        stores.release("w1", "e1", Spent())
+        message = heard.get_message(timeout=10)
+    assert message is not None
+    assert message["data"] == f"{redis_prefix}:{{{TAG}}}\ne2".encode()
+
+
 class SlowPipe(DirectPipe):
     """Does each step at once, and answers when it is told to."""
 
     def __init__(self, client: "redis.Redis") -> None:
         super().__init__(client)
-        self.answers: list[tuple[asyncio.Future[Any], asyncio.Future[Any]]] = []
+        self.answers: list[tuple[asyncio.Future[Any], Taker]] = []
 
-    def script(self, name: str, keys: Any, args: Any) -> "asyncio.Future[Any]":
-        late: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.answers.append((super().script(name, keys, args), late))
-        return late
+    def hand_script(self, taker: Taker, name: str, key: str, op: str, payload: bytes) -> None:
+        self.answers.append((self.script(name, [key], [op, payload]), taker))
 
     def answer(self) -> None:
-        for done, late in self.answers:
-            late.set_result(done.result())
+        for done, taker in self.answers:
+            if not taker.done():
+                taker.set_result(done.result())
         self.answers.clear()
 
 
@@ -125,12 +139,12 @@ async def test_a_grant_in_an_answer_that_nobody_waits_for_is_told_all_the_same(
 
 async def test_a_release_that_may_not_have_been_done_is_told(client: "redis.Redis", redis_prefix: str) -> None:
     class Gone(DirectPipe):
-        def script(self, name: str, keys: Any, args: Any) -> "asyncio.Future[Any]":
-            answer = super().script(name, keys, args)
-            if args[0] == "release":
-                answer = asyncio.get_running_loop().create_future()
-                answer.set_exception(StoreGone("lost on the way"))
-            return answer
+        def hand_script(self, taker: Taker, name: str, key: str, op: str, payload: bytes) -> None:
+            answer = self.script(name, [key], [op, payload]).result()
+            if op == "release":
+                taker.set_exception(StoreGone("lost on the way"))
+            else:
+                taker.set_result(answer)
 
     lost: list[tuple[str, str, Spent, tuple[Check, ...]]] = []
     store = RedisStore(

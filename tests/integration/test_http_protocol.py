@@ -16,6 +16,7 @@ from tidegate.http.protocol import TidegateHttpProtocol
 
 REQUEST = b"GET /%s HTTP/1.1\r\nhost: x\r\n\r\n"
 POST = b"POST /%s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+CHUNKED = b"POST /ok HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 MIB = 1 << 20
 
 
@@ -24,6 +25,7 @@ class Hasty(TidegateHttpProtocol):
 
     head_within_s = 0.2
     body_idle_s = 0.3
+    body_grace_s = 0.6
     silent_for_s = 0.4
     look_every_s = 0.05
 
@@ -170,6 +172,40 @@ async def test_a_head_that_drips_is_a_408() -> None:
         assert (await client.head()).status == 408
         dripping.cancel()
         await asyncio.wait([dripping])
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        pytest.param(POST % (b"ok", 10_000), b"x", id="a body"),
+        pytest.param(CHUNKED, b"1\r\nx\r\n", id="chunks of a byte"),
+        pytest.param(CHUNKED + b"1;x=", b"y", id="a chunk's extension without end"),
+    ],
+)
+async def test_a_body_that_drips_is_a_408(head: bytes, drop: bytes) -> None:
+    async with serving(App(), Hasty) as url, RawClient(url) as client:
+
+        async def drip() -> None:
+            await client.send_raw(head)
+            while True:
+                await client.send_raw(drop)
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        assert (await client.head()).status == 408
+        assert b"slower than" in await client.body()
+        dripping.cancel()
+        await asyncio.wait([dripping])
+
+
+async def test_a_body_that_comes_slowly_enough_to_be_one_is_not_cut() -> None:
+    async with serving(App(), Hasty) as url, RawClient(url) as client:
+        # 8 KiB are worth 8 s more.
+        await client.send_raw(POST % (b"ok", 8192 + 60) + b"x" * 8192)
+        for _ in range(60):
+            await client.send_raw(b"x")
+            await asyncio.sleep(0.02)
+        assert (await client.head()).status == 200
 
 
 @pytest.mark.parametrize("said", [b"", REQUEST % b"ok", POST % (b"early", 10) + b"12345"])

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support.credentials import JWT_SECRET, PEPPER, bearer, database_at_head, keyrings
+from tests.support.schema import bring_to_head
 from tidegate.accounts.models import User
 from tidegate.accounts.service import Accounts
 from tidegate.auth.authenticator import Authenticator
@@ -21,10 +22,11 @@ from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal import Principal
 from tidegate.auth.principal_cache import CacheBounds
 from tidegate.cli.main import COMMANDS, root
-from tidegate.storage.migrate import migrate
+from tidegate.errors import InvalidApiKey, PermissionDenied
 
 EMAIL = "ada@example.com"
 PASSWORD = "correct horse battery"
+NEW_PEPPER = "next-pepper-9876543210-zyxwvutsrqponmlkj"
 
 
 class Shell:
@@ -82,7 +84,7 @@ class Shell:
 @pytest.fixture
 def shell(database_url: str, tmp_path: Path) -> Shell:
     if not database_url.startswith("sqlite"):
-        asyncio.run(migrate(database_url))
+        asyncio.run(bring_to_head(database_url))
     return Shell(database_url, tmp_path / "var")
 
 
@@ -152,6 +154,52 @@ def test_a_rotated_key_keeps_its_id_under_a_new_secret(shell: Shell) -> None:
         shell.principal_of(created["key"])
 
 
+def test_a_key_is_held_to_the_addresses_that_were_named(shell: Shell) -> None:
+    options = ["--allow-from", "192.0.2.0/24, 2001:DB8::1,::ffff:198.51.100.9"]
+    created = shell.json("keys", "create", "--name", "app", *options)
+    with pytest.raises(PermissionDenied, match="an address that is not known"):
+        shell.principal_of(created["key"])
+    (listed,) = shell.json("keys", "list")
+    assert listed["allowed_addresses"] == ["192.0.2.0/24", "2001:db8::1", "198.51.100.9"]
+    assert "192.0.2.0/24,2001:db8::1,198.51.100.9" in shell.printed("keys", "list")
+    shell.json("keys", "create", "--name", "free")
+    assert "anywhere" in shell.printed("keys", "list")
+
+
+def test_an_old_secret_goes_on_for_its_overlap_and_is_ended_by_its_prefix(shell: Shell) -> None:
+    created = shell.json("keys", "create", "--name", "app")
+    rotated = shell.json("keys", "rotate", created["prefix"], "--overlap", "24h")
+    for key in (created, rotated):
+        assert str(shell.principal_of(key["key"]).key_id) == created["id"]
+    (listed,) = shell.json("keys", "list")
+    assert [secret["prefix"] for secret in listed["retiring"]] == [created["prefix"]]
+    assert f"{created['prefix']} until 20" in shell.printed("keys", "list")
+    assert f"goes on as tg_{rotated['prefix']}" in shell.printed("keys", "revoke", f"tg_{created['prefix']}")
+    with pytest.raises(InvalidApiKey, match="no such API key"):
+        shell.principal_of(created["key"])
+    assert shell.principal_of(rotated["key"]).key_prefix == rotated["prefix"]
+    assert shell.json("keys", "list")[0]["retiring"] == []
+
+
+def test_the_list_says_which_pepper_is_still_needed(shell: Shell) -> None:
+    first, _, revoked = [shell.json("keys", "create", "--name", name) for name in ("a", "b", "c")]
+    shell.printed("keys", "revoke", revoked["prefix"])
+    shell.environment["TIDEGATE_AUTH__API_KEY_PEPPERS"] = f"2:{NEW_PEPPER},1:{PEPPER}"
+    listed = shell.run("keys", "list")
+    assert (
+        listed.stderr
+        == "2 secrets are under the pepper '1', until each is used: then under '2'. Keep '1' for so long.\n"
+    )
+    assert {key["pepper_kid"] for key in shell.json("keys", "list")} == {"1"}
+    shell.json("keys", "rotate", first["prefix"])
+    shell.environment["TIDEGATE_AUTH__API_KEY_PEPPERS"] = f"2:{NEW_PEPPER}"
+    listed = shell.run("keys", "list")
+    assert (listed.exit_code, listed.stderr) == (
+        0,
+        "1 secret is under the pepper '1', which TIDEGATE_AUTH__API_KEY_PEPPERS lacks, and refused.\n",
+    )
+
+
 def test_a_user_is_created_with_the_password_of_standard_input(shell: Shell) -> None:
     created = shell.json(
         "users", "create", "--email", "Ada@Example.com", "--role", "admin", "--password-stdin", stdin=PASSWORD
@@ -201,6 +249,13 @@ def test_what_is_not_there_is_one_line_and_exit_1(shell: Shell) -> None:
         (["keys", "create", "--name", "k", "--scopes", "everything"], "--scopes"),
         (["keys", "create", "--name", "k", "--models", ","], "--models"),
         (["keys", "create", "--name", "k", "--owner", "nobody"], "--owner"),
+        (["keys", "create", "--name", "k", "--allow-from", "192.0.2.7/24"], "--allow-from"),
+        (["keys", "create", "--name", "k", "--allow-from", ","], "--allow-from"),
+        (["keys", "rotate", "abcdefgh", "--overlap", "8d"], "--overlap"),
+        (["keys", "rotate", "abcdefgh", "--overlap", "soon"], "--overlap"),
+        (["audit", "--since", "soon"], "--since"),
+        (["audit", "--action", "keys"], "--action"),
+        (["audit", "--limit", "0"], "--limit"),
         (["users", "create", "--email", "nobody"], "--email"),
         (["users", "create", "--email", EMAIL, "--role", "root"], "--role"),
         (["users", "create", "--email", EMAIL, "--password-stdin"], "--password-stdin"),

@@ -136,7 +136,7 @@ async def test_what_a_limit_is_of_must_be_there(api: LimitsApi) -> None:
         ({"scope": "tag", "subject": "team"}, "subject"),
         ({"scope": "tag", "subject": "=red"}, "subject"),
         ({"scope": "end_user", "subject": ""}, "subject"),
-        ({"scope": "end_user", "subject": "a\0b"}, "subject"),
+        ({"scope": "end_user", "subject": "a\1b"}, "subject"),
         ({"scope": "end_user", "subject": "x" * 322}, "subject"),
         ({"model": ""}, "model"),
         ({"model": 4}, "model"),

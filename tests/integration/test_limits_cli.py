@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support.credentials import JWT_SECRET, PEPPER, bearer, database_at_head, keyrings
+from tests.support.schema import bring_to_head
 from tidegate.auth.authenticator import Authenticator
 from tidegate.auth.principal_cache import CacheBounds
 from tidegate.cli.main import root
-from tidegate.storage.migrate import migrate
 
 SLOTS = ("limits", "create", "--meter", "concurrency")
 CATALOGUE = """
@@ -80,7 +80,7 @@ class Shell:
 @pytest.fixture
 def shell(database_url: str, tmp_path: Path) -> Shell:
     if not database_url.startswith("sqlite"):
-        asyncio.run(migrate(database_url))
+        asyncio.run(bring_to_head(database_url))
     return Shell(database_url, tmp_path / "var")
 
 

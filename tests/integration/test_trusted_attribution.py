@@ -13,13 +13,13 @@ from tests.integration.test_keys_cli import Shell
 from tests.support.caller import CHAT
 from tests.support.keys_api import Json, KeysApi
 from tests.support.ledger_entries import an_entry
+from tests.support.schema import bring_to_head
 from tests.support.waiting import eventually
 from tests.unit.limits import a_limit
 from tidegate.ledger.entry import utc_now
 from tidegate.ledger.models import LedgerEntry
 from tidegate.ledger.store import LedgerStore
 from tidegate.ledger.sums import DatabaseSums
-from tidegate.storage.migrate import migrate
 
 ZOE: Json = {"X-Tidegate-End-User": "zoe"}
 BEN: Json = {"X-Tidegate-End-User": "ben"}
@@ -128,7 +128,7 @@ async def test_a_member_widens_no_trusted_key(on_sqlite: KeysApi) -> None:
 
 def test_the_command_makes_a_trusted_key_and_lists_it_as_such(sqlite_url: str, tmp_path: Path) -> None:
     shell = Shell(sqlite_url, tmp_path / "var")
-    asyncio.run(migrate(sqlite_url))
+    asyncio.run(bring_to_head(sqlite_url))
     trusted = shell.json("keys", "create", "--name", "front-end", "--trust-attribution")
     plain = shell.json("keys", "create", "--name", "plain")
     for key, trusts in ((trusted, True), (plain, False)):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tidegate.auth.api_keys import StoredHash, generate_key, hash_key, prefix_of, verify_key
+from tidegate.auth.api_keys import StoredHash, generate_key, hash_key, is_current, prefix_of, verify_key
 from tidegate.auth.keyring import Keyring
 
 PEPPERS = Keyring({"2": b"b" * 32, "1": b"a" * 32})
@@ -65,3 +65,46 @@ def test_neither_secret_nor_hash_is_in_a_repr() -> None:
     assert key.secret[12:] not in repr(key)
     assert repr(stored.secret_hash) not in repr(stored)
     assert stored.secret_hash.hex() not in repr(stored)
+
+
+class CountedKey(str):
+    """A key that counts how often it is hashed: each HMAC encodes it."""
+
+    __slots__ = ("hashed",)
+
+    def __init__(self, _: str) -> None:
+        self.hashed = 0
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        self.hashed += 1
+        return super().encode(encoding, errors)
+
+
+def test_every_judgement_is_the_same_work_whatever_is_stored() -> None:
+    key, other = generate_key(), generate_key()
+    right, wrong = hash_key(key.secret, PEPPERS), hash_key(other.secret, PEPPERS)
+    cases: dict[str, StoredHash | None] = {
+        "right": right,
+        "wrong": wrong,
+        "unknown prefix": None,
+        "unknown pepper": StoredHash(right.secret_hash, right.hash_scheme, "9"),
+        "no pepper": StoredHash(right.secret_hash, right.hash_scheme, None),
+        "unknown scheme": StoredHash(right.secret_hash, "plain-sha256", right.pepper_kid),
+    }
+    for name, stored in cases.items():
+        counted = CountedKey(key.secret)
+        assert verify_key(counted, stored, PEPPERS) is (name == "right")
+        assert counted.hashed == 1, name
+
+
+def test_nothing_stored_recognises_nothing() -> None:
+    # Not even what would hash to the stand-in that is compared with.
+    assert not verify_key(generate_key().secret, None, PEPPERS)
+
+
+def test_a_hash_is_current_under_the_first_pepper_alone() -> None:
+    key = generate_key()
+    assert is_current(hash_key(key.secret, PEPPERS), PEPPERS)
+    old = hash_key(key.secret, Keyring({"1": b"a" * 32}))
+    assert not is_current(old, PEPPERS)
+    assert not is_current(StoredHash(old.secret_hash, "plain-sha256", "2"), PEPPERS)

@@ -44,6 +44,22 @@ def test_a_configured_ring_stands_beside_a_generated_one(tmp_path: Path) -> None
     assert keyrings.peppers.current_kid == "generated"
 
 
+def test_what_was_generated_before_the_settings_named_any_still_verifies(tmp_path: Path) -> None:
+    generated = Keyrings.load(_settings(tmp_path))
+    pairs = (("1", SecretStr(FIRST)), ("generated", SecretStr(SECOND)))
+    keyrings = Keyrings.load(_settings(tmp_path, jwt_keys=pairs[:1], api_key_peppers=pairs))
+    assert (keyrings.jwt.current_kid, keyrings.jwt.get("generated")) == ("1", generated.jwt.current)
+    # A kid is the settings' where both have it.
+    assert keyrings.peppers.get("generated") == SECOND.encode()
+
+
+def test_what_was_generated_opens_nothing_in_production(tmp_path: Path) -> None:
+    Keyrings.load(_settings(tmp_path))
+    auth = AuthSettings(jwt_keys=(("1", SecretStr(FIRST)),), api_key_peppers=(("1", SecretStr(SECOND)),))
+    keyrings = Keyrings.load(Settings(environment="production", data_dir=tmp_path, auth=auth))
+    assert [kid for kid, _ in keyrings.jwt.items()] == ["1"]
+
+
 def test_generated_secrets_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     Keyrings.load(_settings(tmp_path))
     assert stat.S_IMODE((tmp_path / SECRETS_FILE).stat().st_mode) == 0o600

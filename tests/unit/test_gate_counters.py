@@ -65,6 +65,10 @@ def test_only_what_an_entry_has_in_its_bucket_is_given_back() -> None:
     assert counter.value(START_MS) == 5
     counter.end("e2", other, 9, START_MS)
     assert counter.value(START_MS) == 9
+    # Of the ten that had left the window before its last one was taken, it needed three.
+    less = Taken(CHECK, 1, counter.take(1, START_MS), gone=10)
+    counter.end("e3", less, 3, START_MS)
+    assert counter.value(START_MS) == 9
     gone = Taken(CHECK, 100, counter.take(100, START_MS + 1_000))
     counter.end("e3", gone, None, START_MS + 62_000)
     assert counter.value(START_MS + 62_000) == 0

@@ -205,7 +205,7 @@ async def test_going_after_the_end_is_no_hang_up(lines: Lines) -> None:
     [
         (f"/api/keys/{KEY}", b"r-1", "tg_abcdefgh_[redacted]"),
         ("/x/sk-proj-abcdefghijkl", b"r-1", "sk-[redacted]"),
-        ("/x", KEY.encode(), "tg_abcdefgh_[redacted]"),
+        ("/x", b"of-" + KEY.encode(), "tg_abcdefgh_[redacted]"),
     ],
 )
 async def test_secret_in_a_path_or_in_a_request_id_is_redacted(

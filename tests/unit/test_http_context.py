@@ -32,6 +32,11 @@ def test_request_id_of_the_caller_is_kept(label: str) -> None:
         "<script>",
         "a,b",
         "{}",
+        "tg_abcdefgh_" + "S" * 43,
+        "tgr_" + "S" * 43,
+        "tgm_" + "S" * 43,
+        "sk-proj-abcdefghijkl",
+        "eyJhbGciOiJIUzI1NiJ9.e30.x",
     ],
 )
 def test_hostile_request_id_is_replaced(label: str) -> None:

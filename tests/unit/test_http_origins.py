@@ -41,7 +41,18 @@ async def test_named_origin_is_let_in() -> None:
         "https://app.example.com.evil.example",
         "http://app.example.com",
         "null",
+        "NULL",
         ORIGIN + ":8443",
+        ORIGIN + "/",
+        ORIGIN + ".",
+        ORIGIN + "\x00.evil.example",
+        ORIGIN.upper(),
+        "https://evil.example/" + ORIGIN,
+        "https://app.example.com@evil.example",
+        "https://appXexample.com",
+        "https://sub.app.example.com",
+        "file://",
+        f"{ORIGIN}, https://evil.example",
     ],
 )
 async def test_refused_preflight_has_the_envelope(origin: str) -> None:
@@ -53,6 +64,25 @@ async def test_refused_preflight_has_the_envelope(origin: str) -> None:
     assert answer.values("content-type") == ["application/json"]
     assert answer.values("content-length") == [str(len(answer.body))]
     assert answer.json["request_id"] == answer.header("x-request-id")
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, "https://evil.example", "null"])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/ok"), ("POST", "/ask"), ("GET", "/boom"), ("OPTIONS", "/ok")])
+async def test_no_page_of_another_origin_may_use_its_visitors_cookies(method: str, path: str, origin: str) -> None:
+    headers = [(b"origin", origin.encode()), (b"cookie", b"session=visitor")]
+    if method == "OPTIONS":
+        headers.append((b"access-control-request-method", b"GET"))
+    answer = await call(app(cors_origins=(ORIGIN,)), method, path, headers=headers)
+    assert answer.values("access-control-allow-credentials") == []
+    assert answer.header("access-control-allow-origin") == (ORIGIN if origin == ORIGIN else None)
+    assert answer.values("cross-origin-resource-policy") == ["same-origin"]
+
+
+@pytest.mark.parametrize("origin", ["null", "https://evil.example"])
+async def test_page_of_another_origin_can_read_no_answer(origin: str) -> None:
+    answer = await call(app(cors_origins=(ORIGIN,)), "GET", "/ok", headers=[(b"origin", origin.encode())])
+    assert answer.status == 200
+    assert answer.header("access-control-allow-origin") is None
 
 
 async def test_method_that_no_route_has_is_refused() -> None:

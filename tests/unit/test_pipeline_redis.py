@@ -65,6 +65,48 @@ async def test_a_connection_that_stands_has_greeted_and_loaded_every_script() ->
         redis.script("one", [], [])
 
 
+class Takes:
+    """Takes an answer where it is read."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.set_result = self.set_exception = self.told.append
+
+    def done(self) -> bool:
+        return False
+
+    def exception(self) -> None: ...
+
+
+@in_virtual_time
+async def test_a_script_whose_answer_is_taken_where_it_is_read_is_the_same_command() -> None:
+    server, taker = answering_scripts(ScriptedRedis()), Takes()
+    async with to(server) as redis:
+        awaited = redis.script("two", ["köy"], ["take", b"\r\n\x00"])
+        redis.hand_script(taker, "two", "köy", "take", b"\r\n\x00")
+        assert await awaited == 2
+        assert taker.told == [2]
+        assert server.commands[-1] == server.commands[-2]
+        server.forget_scripts()
+        redis.hand_script(taker, "two", "k", "take", b"a")
+        await redis.send("PING")
+        # The script's turn came after that of what was sent meanwhile.
+        await redis.send("PING")
+        assert taker.told == [2, 2]
+        assert [b"EVAL", b"return 2", b"1", b"k", b"take", b"a"] in server.commands[-3:]
+    with pytest.raises(StoreGone):
+        redis.hand_script(taker, "two", "k", "take", b"a")
+
+
+@in_virtual_time
+async def test_who_takes_an_answer_hears_of_a_loss() -> None:
+    server, taker = ScriptedRedis(), Takes()
+    async with to(server) as redis:
+        server.answering = lambda _: None
+        redis.hand_script(taker, "two", "k", "take", b"a")
+    assert [type(told) for told in taker.told] == [StoreGone]
+
+
 @in_virtual_time
 async def test_a_script_that_was_flushed_runs_once_by_its_source() -> None:
     server = answering_scripts(ScriptedRedis())

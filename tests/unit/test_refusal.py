@@ -41,6 +41,15 @@ async def refused(status: int, body: object, **headers: str) -> UpstreamError:
     return await refusal_of(Said(status, sent, headers=headers), "scripted")
 
 
+async def test_the_key_that_was_sent_never_comes_back_in_its_words() -> None:
+    key = "sk-of-the-operator"
+    error = {"message": f"bad header: Bearer {key}", "code": f"for-{key}", "param": key}
+    answer = Said(400, json.dumps({"error": error}).encode())
+    refusal = await refusal_of(answer, "scripted", key=key)
+    assert refusal.message == "bad header: Bearer [key]"
+    assert key.encode() not in envelope(refusal, None)
+
+
 @pytest.mark.parametrize("status", OWN)
 async def test_a_refusal_of_the_request_passes_on_with_its_words(status: int) -> None:
     error = {"message": "no such thing", "type": "t", "code": "its_code", "param": "messages"}

@@ -11,12 +11,13 @@ from pydantic import BaseModel, SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tidegate.accounts.dependencies import LoginBody, SensitiveRoute
+from tidegate.accounts.dependencies import LoginBody, Sensitive, SensitiveRoute
 from tidegate.accounts.schemas import Login
 from tidegate.accounts.tries import SENSITIVE, WINDOW_S, Source, Tries, network_of
 from tidegate.admission.desk import Desk
 from tidegate.admission.renewal import Renewal
 from tidegate.app import create_app
+from tidegate.auth.dependencies import UserCaller, get_user_caller
 from tidegate.errors import RateLimitExceeded
 from tidegate.http.context import SCOPE_KEY, RequestContext
 from tidegate.settings import Settings
@@ -77,6 +78,28 @@ async def test_an_address_is_tried_from_so_often_for_whatever_accounts() -> None
     refusal = await worker.refused("another@example.com", "203.0.113.9")
     assert refusal.headers["RateLimit-Policy"] == f'"login-address";q={MOST.by_address};w=900'
     await worker.count("another@example.com", "203.0.113.10")
+
+
+async def test_a_refresh_token_is_tried_so_often_and_says_that_it_is_one() -> None:
+    worker, most = OneWorker(), SENSITIVE["refresh"]
+    for n in range(most.by_account):
+        await worker.tries.count("refresh", Source("tgr_one", f"192.0.2.{n}"))
+    with pytest.raises(RateLimitExceeded, match="for one token") as refusal:
+        await worker.tries.count("refresh", Source("tgr_one", "192.0.2.200"))
+    assert refusal.value.headers["RateLimit-Policy"] == f'"refresh-token";q={most.by_account};w=900'
+    await worker.tries.count("refresh", Source("tgr_other", "192.0.2.200"))
+    assert not any("tgr_" in name for name in worker.counters())
+
+
+async def test_what_names_nobody_is_counted_by_its_address_alone() -> None:
+    worker, most = OneWorker(), SENSITIVE["logout"]
+    for n in range(most.by_address):
+        told = await worker.tries.count("logout", Source(f"tgr_{n}", "192.0.2.7"))
+        assert told["RateLimit"] == f'"logout-address";r={most.by_address - n - 1};t=900'
+    with pytest.raises(RateLimitExceeded, match="for one address"):
+        await worker.tries.count("logout", Source("tgr_another", "192.0.2.7"))
+    assert {name.partition(":")[0] for name in worker.counters()} == {"logout-address"}
+    await worker.tries.count("logout", Source(None, "192.0.2.8"))
 
 
 async def test_a_try_that_one_limit_refuses_does_not_count_in_the_other() -> None:
@@ -177,8 +200,10 @@ def _unlimited(app: FastAPI) -> list[str]:
         whole = list(_dependants(route.dependant))
         # `GET /auth/me` takes a credential in a header, as every route does.
         takes_something = any(one.body_params or one.query_params or one.path_params for one in whole)
+        # Who is signed in has shown a credential in a header, and tries none by an id.
+        is_signed_in = any(one.call is get_user_caller for one in whole) and not any(one.body_params for one in whole)
         is_sensitive = takes_something or not {"GET", "HEAD"} >= set(route.methods or ())
-        if is_sensitive and not any(isinstance(one.call, SensitiveRoute) for one in whole):
+        if is_sensitive and not is_signed_in and not any(isinstance(one.call, Sensitive) for one in whole):
             found.append(f"{sorted(route.methods or ())} {route.path}")
     return found
 
@@ -201,12 +226,23 @@ def test_a_route_that_forgot_its_limit_is_found() -> None:
     @router.get("/known")
     async def known(email: str) -> None: ...
 
+    @router.post("/password")
+    async def password(caller: UserCaller, body: Login) -> None: ...
+
+    @router.delete("/own/{own_id}")
+    async def own(caller: UserCaller, own_id: int) -> None: ...
+
     @router.post("/limited")
     async def limited(body: LoginBody) -> None: ...
 
     app = _app()
     app.include_router(router)
-    assert _unlimited(app) == ["['POST'] /auth/forgot", "['POST'] /auth/raw", "['GET'] /auth/known"]
+    assert _unlimited(app) == [
+        "['POST'] /auth/forgot",
+        "['POST'] /auth/raw",
+        "['GET'] /auth/known",
+        "['POST'] /auth/password",
+    ]
 
 
 def test_a_limited_body_is_documented_as_any_other() -> None:

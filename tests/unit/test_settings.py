@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tidegate.cli.reference import ENV_EXAMPLE, SETTINGS_PAGE, env_example, settings_page
-from tidegate.settings import Settings, resolve_secret, unknown_variables, variable_names
+from tidegate.setting_references import resolve_secret
+from tidegate.settings import Settings, unknown_variables, variable_names
 
 _SECRET = "6f1d2c3b4a59687786a5b4c3d2e1f0ff0112233445566778899aabbccddeeff0"
 _OTHER_SECRET = "a1b2c3d4e5f60718293a4b5c6d7e8f90112233445566778899aabbccddeeff01"
@@ -162,9 +163,16 @@ def test_names_outside_groups_are_only_worth_a_warning() -> None:
 def test_secrets_are_found_where_a_reference_says(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from-a-file\n")
     assert resolve_secret(f"file:{tmp_path / 'key'}") == "from-a-file"
-    assert resolve_secret(f"file:{tmp_path / 'none'}") is None
-    assert resolve_secret("env:TIDEGATE_THERE_IS_NO_SUCH_VARIABLE") is None
     assert resolve_secret("a literal") == "a literal"
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    for reference, told in (
+        (f"file:{tmp_path / 'none'}", "there is nothing at"),
+        ("env:TIDEGATE_THERE_IS_NO_SUCH_VARIABLE", "there is nothing at"),
+        (f"file:{tmp_path / 'bytes'}", "not UTF-8"),
+    ):
+        with pytest.raises(ValueError, match=told) as refused:
+            resolve_secret(reference)
+        assert reference in str(refused.value)
 
 
 def test_settings_are_frozen_and_typed() -> None:

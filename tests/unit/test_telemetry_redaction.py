@@ -18,6 +18,8 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0." + SECRET
     ("text", "shown"),
     [
         (f"key {API_KEY} was used", "key tg_abcdefgh_[redacted] was used"),
+        ("the token tgr_" + "Ab-_" * 10 + "xyz came twice", "the token tgr_[redacted] came twice"),
+        ("/reset/tgm_" + "Ab-_" * 10 + "xyz", "/reset/tgm_[redacted]"),
         (f"Authorization: Bearer {SECRET}", "Authorization: Bearer [redacted]"),
         (f"bearer   {SECRET}", "bearer [redacted]"),
         ("Authorization: Basic dXNlcjpwYXNzd29yZA==", "Authorization: Basic [redacted]"),
@@ -28,6 +30,13 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0." + SECRET
         (f"postgresql+asyncpg://app:{SECRET}@db:5432/x", "postgresql+asyncpg://app:[redacted]@db:5432/x"),
         (f"redis://:{SECRET}@cache/0", "redis://:[redacted]@cache/0"),
         (f"postgresql://app:a/b@{SECRET}@db/x", "postgresql://app:[redacted]@db/x"),
+        (f"smtp://tide%40example.com:{SECRET}@mail:587", "smtp://tide%40example.com:[redacted]@mail:587"),
+        (f"https://ghp_{SECRET}@git.example.com/x", "https://[redacted]@git.example.com/x"),
+        (
+            f"got -----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY----- !",
+            "got -----BEGIN PRIVATE KEY-----[redacted] !",
+        ),
+        (f"-----BEGIN EC PRIVATE KEY-----\n{SECRET}", "-----BEGIN EC PRIVATE KEY-----[redacted]"),
         (f"{{'password': '{SECRET}', 'n': 1}}", "{'password': '[redacted]', 'n': 1}"),
         (f'{{"api_key": "{SECRET}"}}', "{\"api_key\": '[redacted]'}"),
         (f'{{"refresh_token":"a\\"{SECRET}"}}', "{\"refresh_token\":'[redacted]'}"),

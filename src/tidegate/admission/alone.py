@@ -6,7 +6,6 @@ Without a shared store at all the one worker judges by whole limits: `MemoryStor
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -31,8 +30,8 @@ class LocalStore(MemoryStore):
         super().__init__(told=told, leases=False)
         self._hears_alerts = alerted
 
-    async def take(self, tag: str, worker: str, asked: Asked) -> Reply:
-        reply = await super().take(tag, worker, asked)
+    def taken(self, tag: str, worker: str, asked: Asked) -> Reply:
+        reply = super().taken(tag, worker, asked)
         if reply.alerts:
             self._hears_alerts(tag, reply.alerts)
         return reply
@@ -60,8 +59,7 @@ class LocalStore(MemoryStore):
         return [(name, starts, n) for tag in self._tags for name, (starts, n) in self.money(tag).items()]
 
 
-@dataclass(slots=True)
-class _Remainder:
+class _Remainder(msgspec.Struct, gc=False):
     """`left` is what the shared store said last; None: the whole, as the check has it. `ours` is what this worker let
     be spent without it since then; what its own store had counted at that time already (`counted`) is not of it.
     """
@@ -82,11 +80,13 @@ class Remainders:
         """Remembers what the shared store answered, taken or refused. `own` is what `LocalStore.money` says."""
         for check, used in zip(checks, reply.used, strict=True):
             if check.kind == "calendar":
-                self._known.pop(check.counter, None)
-                known = self._known[check.counter] = _Remainder(check.starts, check.amount - used)
-                starts, counted = own.get(check.counter, (0, 0))
-                if starts == check.starts:
-                    known.counted = counted
+                name = check.counter
+                self._known.pop(name, None)
+                known = self._known[name] = _Remainder(check.starts, check.amount - used)
+                if own and name in own:
+                    starts, counted = own[name]
+                    if starts == check.starts:
+                        known.counted = counted
                 if len(self._known) > _MOST_REMAINDERS:
                     del self._known[next(iter(self._known))]
 

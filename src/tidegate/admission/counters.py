@@ -30,8 +30,16 @@ class Taken(msgspec.Struct, gc=False):
     gone: int = 0
 
 
+# What `stand` says instead of a number.
+UNSUITED, UNKNOWN = -1, -2
+
+
 class Counter(Protocol):
     is_known: bool
+
+    def stand(self, check: Check, now_ms: int) -> int:
+        """`value` for a check; `UNSUITED` where it means another counter or window, `UNKNOWN` before the seeding."""
+        ...
 
     def suits(self, check: Check) -> bool:
         """Whether the check means this counter, in this window."""
@@ -85,6 +93,13 @@ class Sliding:
         self._oldest = 0
         self._told_at: int | None = None
 
+    def stand(self, check: Check, now_ms: int) -> int:
+        if check.kind != "sliding" or check.width_s * 1000 != self._width_ms:
+            return UNSUITED
+        if now_ms // self._width_ms - BUCKETS != self._oldest:
+            self._sweep(now_ms)
+        return self._total
+
     def suits(self, check: Check) -> bool:
         return check.kind == "sliding" and check.width_s * 1000 == self._width_ms
 
@@ -113,9 +128,11 @@ class Sliding:
 
     def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:  # noqa: ARG002 - of the protocol
         # Only what this entry has in its bucket is its to give back.
-        more = -taken.n if came_to is None else max(-taken.n, came_to - taken.gone - taken.n)
-        if more:
-            self._adjust(taken.bucket, more)
+        n = taken.n
+        if came_to is None or came_to < taken.gone:
+            self._adjust(taken.bucket, -n)
+        elif came_to != taken.gone + n:
+            self._adjust(taken.bucket, came_to - taken.gone - n)
         return False
 
     def room_in_ms(self, now_ms: int, needed: int) -> int:
@@ -141,7 +158,7 @@ class Sliding:
     def _adjust(self, bucket: int, n: int) -> None:
         known = self._buckets.get(bucket)
         if known is not None:
-            n = max(-known, min(n, MOST - self._total))
+            n = max(-known, n) if n < 0 else min(n, MOST - self._total)
             self._buckets[bucket] = known + n
             self._total += n
 
@@ -185,6 +202,11 @@ class Calendar:
     _counted: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
     _generation: int = 0
 
+    def stand(self, check: Check, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
+        if check.kind != "calendar" or self.starts != check.starts or self.ends != check.ends:
+            return UNSUITED
+        return self.used + self.reserved if self.is_known else UNKNOWN
+
     def suits(self, check: Check) -> bool:
         return check.kind == "calendar" and self.starts == check.starts and self.ends == check.ends
 
@@ -207,7 +229,7 @@ class Calendar:
         taken.n += n
 
     def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:
-        self.reserved = max(0, self.reserved - taken.n)
+        self.reserved = self.reserved - taken.n if self.reserved > taken.n else 0
         if came_to is None:
             return False
         if not self.is_known:
@@ -261,7 +283,9 @@ class Calendar:
         return max(1, self.ends * 1000 - now_ms) if self.ends else NEVER_MS
 
     def passed(self, amount: int, value: int, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
-        level = max((level for level in ALERT_LEVELS if value * 100 >= level * amount), default=0)
+        if value * 100 < ALERT_LEVELS[0] * amount:
+            return 0
+        level = max(level for level in ALERT_LEVELS if value * 100 >= level * amount)
         if level <= self.told:
             return 0
         self.told = level
@@ -281,6 +305,9 @@ class InUse:
         self.is_known = True
         self._n = 0
 
+    def stand(self, check: Check, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
+        return self._n if check.kind == "held" else UNSUITED
+
     def suits(self, check: Check) -> bool:
         return check.kind == "held"
 
@@ -294,7 +321,7 @@ class InUse:
     def more(self, taken: Taken, n: int, now_ms: int) -> None: ...
 
     def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:  # noqa: ARG002 - of the protocol
-        self._n = max(0, self._n - taken.n)
+        self._n = self._n - taken.n if self._n > taken.n else 0
         return False
 
     def room_in_ms(self, now_ms: int, needed: int) -> int:  # noqa: ARG002 - of the protocol

@@ -67,7 +67,7 @@ class Desk:
     def local(self) -> LocalStore:
         return self._local
 
-    async def take(self, tag: str, asked: Asked, *, unjudged: tuple[int, ...] = ()) -> Reply:
+    async def take(self, tag: str, asked: Asked, unjudged: tuple[int, ...] = ()) -> Reply:
         """One step into a tag; `unjudged` are checks (by place) that the shared store is known not to know.
 
         Raises `Unavailable` where no store can judge and the mode denies.
@@ -78,7 +78,11 @@ class Desk:
             entries = self.holdings[tag] = {}
         entries[asked.entry] = holding
         try:
-            reply = await self._judged(tag, holding, unjudged)
+            if self.shared is None:
+                holding.where = self._local
+                reply = self._local.taken(tag, self.worker, asked)
+            else:
+                reply = await self._judged(self.shared, tag, holding, unjudged)
         except BaseException:
             self._forget(tag, asked.entry)
             self._give_back(tag, asked.entry, holding, UNDO)
@@ -95,10 +99,8 @@ class Desk:
 
     def release(self, tag: str, entry: str, spent: Spent) -> None:
         """Gives an entry back, whoever judged it. Twice is once."""
-        entries = self.holdings.get(tag)
-        holding = None if entries is None else entries.get(entry)
+        holding = self._forget(tag, entry)
         if holding is not None:
-            self._forget(tag, entry)
             self._give_back(tag, entry, holding, spent)
 
     def recover(self, tag: str, entry: str, spent: Spent, checks: tuple[Check, ...]) -> None:
@@ -245,21 +247,18 @@ class Desk:
                 self.ended[tag][one.entry] = Ended(late.spent, ())
         self._tell_ended(tag, ended)
 
-    async def _judged(self, tag: str, holding: Holding, unjudged: tuple[int, ...]) -> Reply:
+    async def _judged(self, shared: RedisStore, tag: str, holding: Holding, unjudged: tuple[int, ...]) -> Reply:
         asked = holding.asked
-        if self.shared is None:
-            holding.where = self._local
-            return await self._local.take(tag, self.worker, asked)
         if self._away is None:
             if unjudged and (refusal := await self._judge_apart(tag, holding, unjudged)) is not None:
                 return refusal
-            holding.where = self.shared
+            holding.where = shared
             try:
                 with Patience(ANSWER_WITHIN_S):
-                    reply = await self.shared.take(tag, self.worker, holding.asked)
+                    reply = await shared.take(tag, self.worker, holding.asked)
             except _SILENCE as error:
                 # It may have been taken all the same, and is not to be.
-                self.shared.release(tag, self.worker, asked.entry, UNDO)
+                shared.release(tag, self.worker, asked.entry, UNDO)
                 self._give_back_apart(tag, holding)
                 holding.asked, holding.turn = asked, None
                 self.failed(error)
@@ -349,12 +348,14 @@ class Desk:
         entries = self.holdings.get(tag)
         return None if entries is None else entries.get(entry)
 
-    def _forget(self, tag: str, entry: str) -> None:
+    def _forget(self, tag: str, entry: str) -> Holding | None:
         entries = self.holdings.get(tag)
-        if entries is not None:
-            entries.pop(entry, None)
-            if not entries:
-                del self.holdings[tag]
+        if entries is None:
+            return None
+        holding = entries.pop(entry, None)
+        if not entries:
+            del self.holdings[tag]
+        return holding
 
     def _lose_tickets(self) -> None:
         for entries in self.holdings.values():

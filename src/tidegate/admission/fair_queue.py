@@ -48,6 +48,8 @@ class FairQueue:
     >>> queue.push(Ticket("w1", "e1", flow="key-a", size=100, weight=1))
     >>> queue.pop().entry
     'e1'
+
+    `length` is how many wait.
     """
 
     def __init__(self) -> None:
@@ -57,10 +59,10 @@ class FairQueue:
         self._finishes: dict[str, float] = {}
         self._served = 0.0
         self._sequence = 0
-        self._length = 0
+        self.length = 0
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def push(self, ticket: Ticket) -> None:
         self._sequence += 1
@@ -70,7 +72,7 @@ class FairQueue:
             line = self._lines[ticket.flow] = _Line(start, self._sequence)
             self._put(ticket.flow, line)
         line.tickets[ticket.worker, ticket.entry] = ticket
-        self._length += 1
+        self.length += 1
 
     def pop(self) -> Ticket:
         """The next ticket. Raises `IndexError` where nobody waits."""
@@ -108,10 +110,10 @@ class FairQueue:
             heapify(self._order)
 
     def _left(self, flow: str, line: _Line) -> None:
-        self._length -= 1
+        self.length -= 1
         if not line.tickets:
             del self._lines[flow]
-        if not self._length:
+        if not self.length:
             # Nobody waits: tags are only of use between those who do.
             self._order.clear()
             self._finishes.clear()

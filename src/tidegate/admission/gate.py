@@ -13,8 +13,7 @@ from typing import Self
 import msgspec
 
 from tidegate.admission.checks import Reserve
-from tidegate.admission.headers import limit_headers
-from tidegate.admission.steps import Steps
+from tidegate.admission.steps import Steps, Taken
 from tidegate.admission.store import UNDO, Spent
 from tidegate.auth.principal import Principal
 from tidegate.errors import AnswerCut, ModelNotAllowed, TidegateError
@@ -49,17 +48,18 @@ class _Step(msgspec.Struct, frozen=True):
 class Admitted:
     """A request that was let in: what it took, until its context is left.
 
-    `headers` tell its limits. `spent` is what is given back at exit: `came_to` sets it where an upstream was reached.
+    `headers` tell its limits, `entry` names it in the store. `spent` is what is given back at exit: `came_to` sets it
+    where an upstream was reached.
     """
 
     __slots__ = (
         "_ask",
         "_cut",
-        "_entry",
         "_reserved_output",
         "_steps",
         "_taken",
         "_top_up",
+        "entry",
         "headers",
         "limits",
         "spent",
@@ -71,7 +71,7 @@ class Admitted:
         self.spent = UNDO
         self._steps = steps
         self._ask = ask
-        self._entry = ask.entry_id.hex
+        self.entry = ask.entry_id.hex
         self._taken: list[_Step] = []
         self._reserved_output = ask.output_tokens
         self._top_up: asyncio.Task[None] | None = None
@@ -90,7 +90,7 @@ class Admitted:
         if self._top_up is not None:
             self._top_up.cancel()
         for step in reversed(self._taken):
-            self._steps.desk.release(step.tag, self._entry, self.spent)
+            self._steps.desk.release(step.tag, self.entry, self.spent)
         self._taken.clear()
 
     def came_to(self, entry: Entry) -> None:
@@ -107,22 +107,24 @@ class Admitted:
         if any(one.limit.meter in ("tokens", "cost") for step in self._taken for one in step.limits):
             self._top_up = asyncio.get_running_loop().create_task(self._reserve_more())
 
-    async def take(self, tag: str, limits: tuple[Matched, ...]) -> None:
-        taken = await self._steps.take(tag, self._entry, limits, self._ask.reserve)
+    def took(self, tag: str, limits: tuple[Matched, ...], taken: Taken) -> None:
+        """One step was taken: it is given back with the others, and its limits are told."""
         self._taken.append(_Step(tag, limits))
-        if len(taken.reply.used) == len(limits):
-            told = limit_headers(limits, taken.checks, taken.reply.used, taken.reply.now_ms)
-            # Of two steps with limits, the workspace's are told in OpenAI's form, and all in the draft's.
-            for name in ("RateLimit", "RateLimit-Policy"):
-                if name in self.headers and name in told:
-                    told[name] = f"{self.headers[name]}, {told[name]}"
-            self.headers |= told
+        told = taken.headers()
+        if not self.headers:
+            self.headers = told
+            return
+        # Of two steps with limits, the workspace's are told in OpenAI's form, and all in the draft's.
+        for name in ("RateLimit", "RateLimit-Policy"):
+            if name in self.headers and name in told:
+                told[name] = f"{self.headers[name]}, {told[name]}"
+        self.headers |= told
 
     async def _reserve_more(self) -> None:
         """Tops up every tag, as far as there is room. Where it is refused, a limit that cuts has the last word."""
         more = Spent(self._ask.more.tokens, self._ask.more.cost or 0)
         for step in self._taken:
-            reply = await self._steps.desk.top_up(step.tag, self._entry, more)
+            reply = await self._steps.desk.top_up(step.tag, self.entry, more)
             if reply is not None and reply.said == "refused":
                 limit = step.limits[reply.at].limit
                 if limit.on_overrun == "cut":
@@ -153,13 +155,15 @@ class Gate:
         admitted = Admitted(self._steps, ask, limits)
         deployment = limits.deployment(ask.model, ask.groups)
         own = limits.caller(principal, ask.attribution, ask.model, ask.groups)
-        if ask.reserve.cost is None:
+        if ask.reserve.cost is None and (deployment or own):
             refuse_unpriced(ask.model, (*deployment, *own))
         try:
             if deployment:
-                await admitted.take(DEPLOYMENT_TAG, deployment)
+                taken = await self._steps.take(DEPLOYMENT_TAG, admitted.entry, deployment, ask.reserve)
+                admitted.took(DEPLOYMENT_TAG, deployment, taken)
             if own:
-                await admitted.take(workspace_tag(principal.workspace_id), own)
+                tag = workspace_tag(principal.workspace_id)
+                admitted.took(tag, own, await self._steps.take(tag, admitted.entry, own, ask.reserve))
         except BaseException:
             with admitted:
                 raise

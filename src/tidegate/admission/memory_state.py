@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tidegate.admission.counters import Calendar, Counter, Taken, new_counter
+from tidegate.admission.counters import UNSUITED, Calendar, Counter, Taken, new_counter
 from tidegate.admission.fair_queue import Ticket
 from tidegate.admission.seats import Seats
 from tidegate.admission.store import (
@@ -19,7 +19,7 @@ from tidegate.admission.store import (
     Reply,
     SeatState,
     Spent,
-    amount_of,
+    amounts_of,
     room_of,
 )
 
@@ -128,31 +128,33 @@ def _is_now(check: Check, now: int) -> bool:
 
 
 def judged(state: TagState, checks: tuple[Check, ...], now: int) -> tuple[list[Counter], list[int], Reply | None]:
-    """The checks' counters, what they say, and why these cannot be taken, None where they can.
+    """The checks' counters, what they come to with what is asked for, and why that cannot be taken, None where it can.
 
     Of several that refuse, the one that lasts longest.
     """
     counters: list[Counter] = []
-    values: list[int] = []
+    used: list[int] = []
     known = state.counters
     is_known, is_over = True, False
     for check in checks:
         if check.ends and not _is_now(check, now):
-            return counters, values, Reply(said="clock", now_ms=now)
+            return counters, used, Reply(said="clock", now_ms=now)
         counter = known.get(check.counter)
-        if counter is None or not counter.suits(check):
+        value = UNSUITED if counter is None else counter.stand(check, now)
+        if counter is None or value == UNSUITED:
             counter = counter_of(state, check)
+            value = counter.stand(check, now)
         counters.append(counter)
-        value = counter.value(now)
-        values.append(value)
-        if not counter.is_known:
+        if value < 0:
             is_known = False
-        elif value + check.take > (check.amount if check.refuses else MOST):
+        value += check.take
+        used.append(value)
+        if value > (check.amount if check.refuses else MOST):
             is_over = True
     if not is_known:
         unseeded = tuple(at for at, counter in enumerate(counters) if not counter.is_known)
-        return counters, values, Reply(said="unseeded", now_ms=now, unseeded=unseeded)
-    return counters, values, _refusal(checks, counters, now) if is_over else None
+        return counters, used, Reply(said="unseeded", now_ms=now, unseeded=unseeded)
+    return counters, used, _refusal(checks, counters, now) if is_over else None
 
 
 def _refusal(checks: tuple[Check, ...], counters: list[Counter], now: int) -> Reply:
@@ -236,13 +238,17 @@ def _unknown(state: TagState, checks: tuple[Check, ...], now: int) -> list[Taken
 
 def _end(state: TagState, entry: str, taken: list[Taken], spent: Spent, now: int) -> tuple[Alert, ...]:
     alerts: tuple[Alert, ...] = ()
-    known, is_undone = state.counters, spent.undo
+    if not taken:
+        return alerts
+    known, amounts = state.counters, None if spent.undo else amounts_of(spent)
+    came_to = None
     for one in taken:
         check = one.check
         counter = known.get(check.counter)
         if counter is None or not counter.suits(check):
             continue
-        came_to = None if is_undone else amount_of(spent, check.meter)
+        if amounts is not None:
+            came_to = amounts.get(check.meter, 0)
         if counter.end(entry, one, came_to, now, spent.ended_ms) and check.alerts and isinstance(counter, Calendar):
             alerts += alerted(check, counter, counter.used, now)
     return alerts

@@ -14,7 +14,7 @@ from itertools import islice
 
 import msgspec
 
-from tidegate.admission.counters import Calendar, Taken
+from tidegate.admission.counters import Calendar, Counter, Taken
 from tidegate.admission.memory_state import (
     TIDY_EVERY_MS,
     Hold,
@@ -91,9 +91,14 @@ class MemoryStore:
         self._tags: dict[str, TagState] = {}
 
     async def take(self, tag: str, worker: str, asked: Asked) -> Reply:
+        return self.taken(tag, worker, asked)
+
+    def taken(self, tag: str, worker: str, asked: Asked) -> Reply:
+        """`take`, at once."""
         asked = askable(asked)
         state, now = self._step(tag)
-        state.renew(worker)
+        if state.is_leased:
+            state.renew(worker)
         entry = asked.entry
         grants: tuple[Grant, ...] = ()
         hold = state.hold_of(worker, entry)
@@ -101,29 +106,32 @@ class MemoryStore:
             grants = self._grant(tag, state, worker)
             return taken_reply(state, hold, now, grants)
         checks = asked.checks
-        counters, used, refusal = judged(state, checks, now)
-        if refusal is not None:
-            grants = self._grant(tag, state, worker)
-            return msgspec.structs.replace(refusal, grants=grants) if grants else refusal
+        counters: list[Counter] = []
+        used: list[int] = []
+        if checks:
+            counters, used, refusal = judged(state, checks, now)
+            if refusal is not None:
+                grants = self._grant(tag, state, worker)
+                return msgspec.structs.replace(refusal, grants=grants) if grants else refusal
         hold = Hold([])
         if asked.seat is not None:
             grants = self._resized(tag, state, worker, asked.seat)
             hold.ticket = state.seats.sit(worker, entry, asked.seat, state.steady_ms)
             if hold.ticket is None:
                 return Reply(said="full", now_ms=now, retry_ms=state.seats.retry_ms(), grants=grants)
-        taken = hold.taken
         alerts: tuple[Alert, ...] = ()
-        for at, check in enumerate(checks):
-            n, counter = check.take, counters[at]
-            taken.append(Taken(check, n, counter.take(n, now)))
-            used[at] += n
-            if check.alerts and not check.refuses and used[at] > check.amount:
-                alerts += alerted(check, counter, used[at], now)
+        if checks:
+            taken = hold.taken
+            for check, counter, value in zip(checks, counters, used, strict=True):
+                n = check.take
+                taken.append(Taken(check, n, counter.take(n, now)))
+                if value > check.amount and check.alerts:
+                    alerts += alerted(check, counter, value, now)
         entries = state.holds.get(worker)
         if entries is None:
             entries = state.holds[worker] = {}
         entries[entry] = hold
-        if state.seats.queue:
+        if state.seats.queue.length:
             grants += self._grant(tag, state, worker)
         seated: SeatState = "none" if hold.ticket is None else hold.ticket.state
         retry_ms = state.seats.retry_ms() if seated == "queued" else 0
@@ -160,8 +168,8 @@ class MemoryStore:
     ) -> tuple[Alert, ...]:
         """`release`, with the alerts that it set off."""
         state, now = self._step(tag)
-        alerts = ended(state, worker, entry, countable(spent), now, checks=countable_checks(checks))
-        if state.seats.queue:
+        alerts = ended(state, worker, entry, countable(spent), now, checks=checks and countable_checks(checks))
+        if state.seats.queue.length:
             self._grant(tag, state, worker)
         return alerts
 
@@ -250,7 +258,7 @@ class MemoryStore:
         return state, now
 
     def _grant(self, tag: str, state: TagState, asker: str) -> tuple[Grant, ...]:
-        if not state.seats.queue:
+        if not state.seats.queue.length:
             return ()
         grants = state.seats.grant(asker, state.steady_ms)
         for grant in grants:

@@ -10,7 +10,7 @@ Who stops waiting for an answer does not stop the step: what it granted to other
 import asyncio
 from collections.abc import Callable
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -31,12 +31,15 @@ from tidegate.admission.store import (
     countable_held,
     countable_seeding,
 )
-from tidegate.storage.pipeline import PipelinedRedis, StoreGone
+from tidegate.storage.pipeline import PipelinedRedis, StoreGone, Taker
+from tidegate.telemetry.logging import get_logger
 
 SCRIPT = "gate"
 
 Answer = TypeVar("Answer", Reply, Presence)
 Lost = Callable[[str, str, Spent, tuple[Check, ...]], None]
+
+log = get_logger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_reply = msgspec.msgpack.Decoder(Reply).decode
@@ -79,91 +82,138 @@ class RedisStore:
         self._lost = lost
         self._pipe = pipe
         self._prefix = prefix
-        self._channel = grant_channel(prefix, "")
         self._told = told
         self._alerted = alerted
         self._clock_ms = clock_ms
 
     async def take(self, tag: str, worker: str, asked: Asked) -> Reply:
-        return await self._answered(tag, worker, _decode_reply, self._step("take", tag, worker, askable(asked)))
+        asked = askable(asked)
+        answer = _Answer(self, tag, worker, _decode_reply)
+        self._hand(answer, "take", tag, worker, (asked.entry, asked.checks, asked.seat))
+        return await answer.waiter
 
     async def top_up(self, tag: str, worker: str, entry: str, more: Spent) -> Reply:
-        payload = (entry, askable_more(more))
-        return await self._answered(tag, worker, _decode_reply, self._step("top_up", tag, worker, payload))
+        answer = _Answer(self, tag, worker, _decode_reply)
+        self._hand(answer, "top_up", tag, worker, (entry, askable_more(more)))
+        return await answer.waiter
 
     def release(self, tag: str, worker: str, entry: str, spent: Spent, checks: tuple[Check, ...] = ()) -> None:
-        try:
-            answer = self._step("release", tag, worker, (entry, countable(spent), countable_checks(checks)))
-        except StoreGone:
-            # What this worker still holds is declared when the store is back: this entry is not among it.
-            self.lost_releases += 1
-            self._lost(tag, entry, spent, checks)
-            return
-        answer.add_done_callback(lambda done: self._released(tag, worker, (entry, spent, checks), done))
+        self._end("release", _Ending(self, tag, worker, entry, spent, checks))
 
     def recover(self, tag: str, worker: str, entry: str, spent: Spent, checks: tuple[Check, ...] = ()) -> None:
-        try:
-            answer = self._step("recover", tag, worker, (entry, countable(spent), countable_checks(checks)))
-        except StoreGone:
-            self._lost(tag, entry, spent, checks)
-            return
-        answer.add_done_callback(lambda done: self._released(tag, worker, (entry, spent, checks), done))
+        self._end("recover", _Ending(self, tag, worker, entry, spent, checks))
 
     async def claim(self, tag: str, worker: str, entry: str) -> bool:
-        return bool(await self._step("claim", tag, worker, entry))
+        return bool(await self._step("claim", tag, worker, (entry,)))
 
     async def attend(self, tag: str, worker: str, waiting: tuple[str, ...]) -> Presence:
-        return await self._answered(tag, worker, _decode_presence, self._step("attend", tag, worker, waiting))
+        answer = _Answer(self, tag, worker, _decode_presence)
+        self._hand(answer, "attend", tag, worker, (waiting,))
+        return await answer.waiter
 
     async def declare(self, tag: str, worker: str, held: tuple[Held, ...], pending: tuple[str, ...]) -> Presence:
-        payload = (tuple(map(countable_held, held)), pending)
-        return await self._answered(tag, worker, _decode_presence, self._step("declare", tag, worker, payload))
+        answer = _Answer(self, tag, worker, _decode_presence)
+        self._hand(answer, "declare", tag, worker, (tuple(map(countable_held, held)), pending))
+        return await answer.waiter
 
     async def seed(self, tag: str, seeding: Seeding) -> bool:
-        return bool(await self._step("seed", tag, "", countable_seeding(seeding)))
+        return bool(await self._step("seed", tag, "", msgspec.structs.astuple(countable_seeding(seeding))))
 
     async def place(self, tag: str, worker: str, entry: str) -> int:
-        return int(await self._step("place", tag, worker, entry))
+        return int(await self._step("place", tag, worker, (entry,)))
 
-    def _step(self, op: str, tag: str, worker: str, payload: Any) -> "asyncio.Future[Any]":
-        """Raises `StoreGone` where no connection stands."""
+    def _step(self, op: str, tag: str, worker: str, payload: tuple[Any, ...]) -> "asyncio.Future[Any]":
+        return self._pipe.script(SCRIPT, (f"{self._prefix}:{{{tag}}}",), (op, self._packed(worker, payload)))
+
+    def _hand(self, taker: Taker, op: str, tag: str, worker: str, payload: tuple[Any, ...]) -> None:
+        self._pipe.hand_script(taker, SCRIPT, f"{self._prefix}:{{{tag}}}", op, self._packed(worker, payload))
+
+    def _packed(self, worker: str, payload: tuple[Any, ...]) -> bytes:
+        """What the script is told. Raises `StoreGone` where no connection stands."""
         run_id = self._pipe.run_id
         if run_id is None:
             raise StoreGone("not connected")
-        arguments: list[str | bytes | int] = [op, worker, run_id, self._channel, _encode(payload)]
-        if self._clock_ms is not None:
-            arguments.append(self._clock_ms())
-        return self._pipe.script(SCRIPT, [f"{self._prefix}:{{{tag}}}"], arguments)
+        return _encode((worker, run_id, None if self._clock_ms is None else self._clock_ms(), *payload))
 
-    async def _answered(
-        self, tag: str, worker: str, decode: Callable[[bytes], Answer], answer: "asyncio.Future[Any]"
-    ) -> Answer:
+    def _end(self, op: str, ending: "_Ending") -> None:
+        spent, checks = countable(ending.spent), ending.checks and countable_checks(ending.checks)
         try:
-            reply = decode(await asyncio.shield(answer))
-        except asyncio.CancelledError:
-            answer.add_done_callback(lambda done: self._answered_late(tag, worker, decode, done))
-            raise
-        self._heard(tag, worker, reply)
-        return reply
+            self._hand(ending, op, ending.tag, ending.worker, (ending.entry, spent, checks))
+        except StoreGone:
+            # What this worker still holds is declared when the store is back: this entry is not among it.
+            self.lose(ending)
 
-    def _answered_late(
-        self, tag: str, worker: str, decode: Callable[[bytes], Answer], done: "asyncio.Future[Any]"
-    ) -> None:
-        if not done.cancelled() and done.exception() is None:
-            self._heard(tag, worker, decode(done.result()))
+    def lose(self, ending: "_Ending") -> None:
+        """Redis may not have done this."""
+        self.lost_releases += 1
+        self._lost(ending.tag, ending.entry, ending.spent, ending.checks)
 
-    def _heard(self, tag: str, worker: str, answer: Reply | Presence) -> None:
+    def hear(self, tag: str, worker: str, answer: Reply | Presence) -> None:
+        """Tells what an answer says beside what was asked."""
         for grant in answer.grants:
             if grant.worker == worker:
                 self._told(worker, tag, grant.entry)
         if isinstance(answer, Reply) and answer.alerts:
             self._alerted(tag, answer.alerts)
 
-    def _released(
-        self, tag: str, worker: str, what: tuple[str, Spent, tuple[Check, ...]], done: "asyncio.Future[Any]"
-    ) -> None:
-        if done.cancelled() or done.exception() is not None:
-            self.lost_releases += 1
-            self._lost(tag, *what)
+
+class _Answer(Generic[Answer]):
+    """A step's answer, for who waits for it. What it grants to others is told also where nobody waits any longer."""
+
+    __slots__ = ("_decode", "_store", "_tag", "_worker", "waiter")
+
+    def __init__(self, store: RedisStore, tag: str, worker: str, decode: Callable[[bytes], Answer]) -> None:
+        self._store = store
+        self._tag = tag
+        self._worker = worker
+        self._decode: Callable[[bytes], Answer] = decode
+        self.waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, answer: bytes) -> None:
+        try:
+            reply = self._decode(answer)
+            self._store.hear(self._tag, self._worker, reply)
+        except Exception as error:  # noqa: BLE001 - an edge: who waits is told, and the connection reads on
+            self.set_exception(error)
             return
-        self._heard(tag, worker, _decode_reply(done.result()))
+        if not self.waiter.done():
+            self.waiter.set_result(reply)
+
+    def set_exception(self, error: Exception) -> None:
+        if not self.waiter.done():
+            self.waiter.set_exception(error)
+            # Where nobody waits any longer, nobody is to complain of it either.
+            self.waiter.exception()
+
+    def exception(self) -> None: ...
+
+
+class _Ending(msgspec.Struct, frozen=True, eq=False):
+    """An entry's end, for which nobody waits: what it sets off is told, and that it may not have been done."""
+
+    store: RedisStore
+    tag: str
+    worker: str
+    entry: str
+    spent: Spent
+    checks: tuple[Check, ...]
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, answer: bytes | None) -> None:
+        if not answer:
+            return
+        try:
+            self.store.hear(self.tag, self.worker, _decode_reply(answer))
+        except Exception:
+            # An edge: nobody waits for it, and the connection reads on.
+            log.exception("gate_answer_not_told", tag=self.tag)
+
+    def set_exception(self, _: Exception) -> None:
+        self.store.lose(self)
+
+    def exception(self) -> None: ...

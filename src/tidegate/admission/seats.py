@@ -26,12 +26,12 @@ class Seats:
     def sit(self, worker: str, entry: str, seat: Seat, now_ms: int) -> Ticket | None:
         """Takes a free slot where nobody waits, else a place in the queue. None where that is full."""
         queue = self.queue
-        if self.in_use < seat.capacity and not queue:
+        if self.in_use < seat.capacity and not queue.length:
             return self.sit_anyway(worker, entry, seat)
         self.capacity = seat.capacity
         if len(queue) >= seat.queue_length:
             return None
-        if not queue:
+        if not queue.length:
             # The pace is measured from when somebody waits.
             self._freed_at_ms = now_ms
         ticket = Ticket(worker, entry, seat.flow, max(1, seat.size), max(1, seat.weight))
@@ -59,7 +59,7 @@ class Seats:
             if ticket.state == "granted":
                 self._unclaimed.pop(ticket, None)
             self.in_use -= 1
-            if is_pace and self.queue:
+            if is_pace and self.queue.length:
                 gap = now_ms - self._freed_at_ms
                 self._gap_ms = self._gap_ms * (1 - _SMOOTHING) + gap * _SMOOTHING if self._gap_ms else gap
                 self._freed_at_ms = now_ms
@@ -68,7 +68,7 @@ class Seats:
     def grant(self, asker: str, now_ms: int) -> tuple[Grant, ...]:
         """Gives free slots to the next in the queue. The asker's own are held at once: it reads this answer."""
         grants = []
-        while self.queue and self.in_use < self.capacity:
+        while self.queue.length and self.in_use < self.capacity:
             ticket = self.queue.pop()
             self.in_use += 1
             ticket.state = "held" if ticket.worker == asker else "granted"

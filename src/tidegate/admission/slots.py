@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -24,8 +24,11 @@ from tidegate.limits.values import Matched
 from tidegate.storage.redis import upstream_tag
 
 
-@dataclass(slots=True)
-class SlotAsk:
+def _nothing_spent() -> Spent:
+    return UNDO
+
+
+class SlotAsk(msgspec.Struct):
     """An attempt that wants a slot. `flow` is whose turn it is when several wait: a key, else a user.
 
     `limits` are the upstream's own, besides its slots. `spent` says at the end what the attempt came to; `UNDO` where
@@ -36,9 +39,9 @@ class SlotAsk:
     n: int = 1
     flow: str = ""
     weight: int = 1
-    reserve: Reserve = field(default_factory=Reserve)
+    reserve: Reserve = Reserve()
     limits: tuple[Matched, ...] = ()
-    spent: Callable[[], Spent] = lambda: UNDO
+    spent: Callable[[], Spent] = _nothing_spent
     place: Callable[[], Awaitable[int]] | None = None
 
 

@@ -11,9 +11,10 @@ from typing import Protocol
 
 import msgspec
 
-from tidegate.admission.checks import Reserve, check_of
+from tidegate.admission.checks import Reserve
+from tidegate.admission.compiled import Compiled
 from tidegate.admission.desk import Desk
-from tidegate.admission.headers import limit_headers
+from tidegate.admission.headers import HeaderForm, limit_headers
 from tidegate.admission.store import Asked, Check, Reply, Seat
 from tidegate.errors import InsufficientQuota, RateLimitExceeded, TidegateError, Unavailable
 from tidegate.limits.values import Limit, Matched, written_amount
@@ -28,11 +29,17 @@ class Seeder(Protocol):
         ...
 
 
-class Taken(msgspec.Struct, frozen=True):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """A step that was taken, or whose queue is full: what was asked, and what the store said."""
 
     checks: tuple[Check, ...]
     reply: Reply
+    form: HeaderForm | None = None
+
+    def headers(self) -> dict[str, str]:
+        """What the answer tells of these limits; nothing where they were not judged as a whole."""
+        used = self.reply.used
+        return {} if self.form is None or len(used) != len(self.checks) else self.form.told(used, self.reply.now_ms)
 
 
 class Steps:
@@ -61,14 +68,19 @@ class Steps:
         A `full` queue is an answer, not an error: whose it is says it better.
         """
         unjudged: tuple[int, ...] = ()
+        checks: tuple[Check, ...] = ()
+        form = None
         for _ in range(_TRIES):
-            now_s = self._clock() + self._ahead_s
-            checks = tuple([check_of(one, reserve, now_s) for one in limits]) if limits else ()
-            self._watch(limits, checks)
-            reply = await self.desk.take(tag, Asked(entry, checks, seat), unjudged=unjudged)
+            if limits:
+                compiled = Compiled.of(limits, self._clock() + self._ahead_s)
+                checks, form = compiled.checks(reserve), compiled.form
+                for counter, limit in compiled.alerting:
+                    if self._watched.get(counter) is not limit:
+                        self._watch(counter, limit)
+            reply = await self.desk.take(tag, Asked(entry, checks, seat), unjudged)
             match reply.said:
                 case "taken" | "full":
-                    return Taken(checks, reply)
+                    return Taken(checks, reply, form)
                 case "refused":
                     raise refusal_of(limits, checks, reply)
                 case "clock":
@@ -80,13 +92,11 @@ class Steps:
             headers={"Retry-After": "2"},
         )
 
-    def _watch(self, limits: Sequence[Matched], checks: tuple[Check, ...]) -> None:
-        for one, check in zip(limits, checks, strict=True):
-            if check.alerts and self._watched.get(check.counter) is not one.limit:
-                self._watched.pop(check.counter, None)
-                self._watched[check.counter] = one.limit
-                if len(self._watched) > _MOST_WATCHED:
-                    del self._watched[next(iter(self._watched))]
+    def _watch(self, counter: str, limit: Limit) -> None:
+        self._watched.pop(counter, None)
+        self._watched[counter] = limit
+        if len(self._watched) > _MOST_WATCHED:
+            del self._watched[next(iter(self._watched))]
 
     async def _unseedable(
         self, tag: str, limits: Sequence[Matched], checks: tuple[Check, ...], reply: Reply

@@ -127,21 +127,16 @@ class Spent(msgspec.Struct, frozen=True, array_like=True):
 UNDO = Spent(undo=True)
 
 
-def amount_of(spent: Spent, meter: str) -> int:
-    """What a request came to by one meter. A slot comes to nothing."""
-    match meter:
-        case "requests":
-            return 1
-        case "tokens":
-            return spent.tokens
-        case "cost":
-            return spent.cost
-    return 0
+def amounts_of(spent: Spent) -> dict[str, int]:
+    """What a request came to by each meter. A slot comes to nothing, as does what nobody counts."""
+    return {"requests": 1, "tokens": spent.tokens, "cost": spent.cost}
 
 
 def more_of(more: Spent, meter: str) -> int:
     """What a top-up asks for by one meter."""
-    return 0 if meter == "requests" else amount_of(more, meter)
+    if meter == "tokens":
+        return more.tokens
+    return more.cost if meter == "cost" else 0
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -186,14 +181,18 @@ def askable(asked: Asked) -> Asked:
     """The step as a store can count it: a check that takes less than nothing, or more than `MOST`, asks for one more
     than that, which no limit allows.
     """
-    checks, seat = asked.checks, asked.seat
-    for check in checks:
-        if not (0 <= check.take <= MOST and check.amount <= MOST):
-            checks = tuple([_clamped(check, MOST + 1) for check in checks])
-            break
-    if seat is not None and not (0 <= seat.size <= MOST and 0 <= seat.weight <= MOST):
-        seat = _clamped_seat(seat)
-    return asked if checks is asked.checks and seat is asked.seat else Asked(asked.entry, checks, seat)
+    for check in asked.checks:
+        if check.take < 0 or check.take > MOST or check.amount > MOST:
+            return _askable(asked)
+    seat = asked.seat
+    if seat is None or (0 <= seat.size <= MOST and 0 <= seat.weight <= MOST):
+        return asked
+    return _askable(asked)
+
+
+def _askable(asked: Asked) -> Asked:
+    checks = tuple([_clamped(check, MOST + 1) for check in asked.checks])
+    return Asked(asked.entry, checks, None if asked.seat is None else _clamped_seat(asked.seat))
 
 
 def askable_more(more: Spent) -> Spent:

@@ -1,4 +1,4 @@
-"""Who acts, as routes ask for it."""
+"""The audit trail as routes ask for it: who acts, and its reading."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -6,10 +6,12 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
+from tidegate.audit.service import AuditReader
 from tidegate.audit.trail import Actor
 from tidegate.auth.dependencies import Caller
 from tidegate.auth.principal import Principal
 from tidegate.http.context import request_context
+from tidegate.storage.dependencies import ReadingSessionDep
 
 
 def actor_of(request: Request, caller: Principal | None) -> Actor:
@@ -37,5 +39,10 @@ def get_actor(request: Request, caller: Caller) -> Actor:
     return actor_of(request, caller)
 
 
+def get_audit_reader(session: ReadingSessionDep, caller: Caller) -> AuditReader:
+    return AuditReader(session, caller)
+
+
 AnyoneDep = Annotated[Actor, Depends(get_anyone)]
 ActorDep = Annotated[Actor, Depends(get_actor)]
+AuditReaderDep = Annotated[AuditReader, Depends(get_audit_reader)]

@@ -32,6 +32,7 @@ Action = Literal[
     "account.password_forgotten",
     "account.password_reset",
     "account.password_changed",
+    "account.email_change_asked",
     "account.email_changed",
     "user.invited",
     "user.invitation_withdrawn",
@@ -45,6 +46,7 @@ Action = Literal[
     "key.changed",
     "key.rotated",
     "key.revoked",
+    "key.secret_ended",
     "limit.created",
     "limit.changed",
     "limit.deleted",
@@ -82,7 +84,7 @@ class Subject:
 class Event:
     """What happened; without a `workspace_id`, in the workspace `default`.
 
-    `details` are JSON, of names and values that are no secret.
+    `details` are JSON, of names and values that are no secret: of a change, the fields that differ (`differences`).
     """
 
     action: Action
@@ -101,6 +103,15 @@ async def write(database: Database, actor: Actor, event: Event) -> None:
     """The event in a transaction of its own."""
     async with database.transaction() as session:
         session.add(_row(actor, event))
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a change changed, field by field. Both have the same fields.
+
+    >>> differences({"name": "a", "role": "member"}, {"name": "a", "role": "admin"})
+    {'role': {'from': 'member', 'to': 'admin'}}
+    """
+    return {name: {"from": old, "to": after[name]} for name, old in before.items() if old != after[name]}
 
 
 def _row(actor: Actor, event: Event) -> AuditEvent:

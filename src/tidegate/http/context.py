@@ -19,7 +19,8 @@ SCOPE_KEY = "tidegate"
 # Set in the scope by `http.protocol` when the connection is lost before the answer was complete.
 HUNG_UP_KEY = "tidegate.hung_up"
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+# A label is logged, stored and sent on, so it is none where it begins as a key or a token does.
+_REQUEST_ID = re.compile(rb"(?!tg[rm]?_|sk-|eyJ)[A-Za-z0-9._-]{1,128}")
 _LONGEST_USER_AGENT = 512
 _LONGEST_ADDRESS = 64
 
@@ -28,7 +29,8 @@ class RequestContext:
     """One request as the edge sees it.
 
     `status` is what was sent, None until then, 499 where the client hung up before the end. `started` is of
-    `time.perf_counter`, `received_at` UTC. `content_length` is as it came, unchecked. `bytes_sent` counts the body.
+    `time.perf_counter`, `received_at` UTC. `content_length` and `content_encoding` are as they came, unchecked.
+    `bytes_sent` counts the body.
     `error_code` is the envelope's, if one was sent. `client_address` is the caller's own, behind trusted proxies too.
 
     >>> request_context({"tidegate": RequestContext("r-1", "GET", "/health")}).request_id
@@ -39,6 +41,7 @@ class RequestContext:
         "bytes_sent",
         "client_address",
         "complete",
+        "content_encoding",
         "content_length",
         "entry",
         "error_code",
@@ -70,6 +73,7 @@ class RequestContext:
         self.started = time.perf_counter()
         self.received_ns = time.time_ns()
         self.status: int | None = None
+        self.content_encoding: bytes | None = None
         self.content_length: bytes | None = None
         self.bytes_sent = 0
         self.complete = False
@@ -94,10 +98,11 @@ class RequestContext:
             label.decode("ascii") if label is not None and _REQUEST_ID.fullmatch(label) else new_request_id(),
             scope["method"],
             scope["path"],
-            client[0][:_LONGEST_ADDRESS].removeprefix("::ffff:") if client else None,
+            _address(client[0]) if client else None,
             agent[:_LONGEST_USER_AGENT].decode("latin-1") if agent is not None else None,
         )
         context.content_length = headers.get(b"content-length")
+        context.content_encoding = headers.get(b"content-encoding")
         return context
 
 
@@ -105,6 +110,11 @@ def new_request_id() -> str:
     """A fresh label for a request that brought none, or one that is not kept."""
     # A label, not a secret. The generator is seeded anew in forked children.
     return getrandbits(128).to_bytes(16).hex()
+
+
+def _address(host: str) -> str:
+    """An IPv4 client of a listener for both IPs, as the IPv4 address; in hexadecimal digits it stays as it is."""
+    return host[:_LONGEST_ADDRESS].removeprefix("::ffff:" if "." in host else "")
 
 
 def request_context(scope: MutableMapping[str, Any]) -> RequestContext:

@@ -18,6 +18,7 @@ from starlette.types import Message, Scope, Send
 from tidegate.errors import InsufficientQuota, InternalError, InvalidRequest, TidegateError, ValidationFailed, envelope
 from tidegate.http.context import SCOPE_KEY, RequestContext
 from tidegate.telemetry.logging import get_logger
+from tidegate.telemetry.redaction import redact
 
 log = get_logger(__name__)
 
@@ -186,10 +187,12 @@ def _from_http_exception(error: HTTPException, scope: Scope) -> TidegateError:
     detail: object = error.detail
     message = detail if isinstance(detail, str) else _phrase(error.status_code)
     if message == _phrase(error.status_code):
+        # Who mistakes a place puts a key into a path.
+        shown = redact(path[:256])
         if error.status_code == 404:
-            message = f"There is nothing at {method} {path[:256]}."
+            message = f"There is nothing at {method} {shown}."
         elif error.status_code == 405:
-            message = f"{method} is not allowed at {path[:256]}; allowed: {_allowed(headers) or 'nothing'}."
+            message = f"{method} is not allowed at {shown}; allowed: {_allowed(headers) or 'nothing'}."
     return HttpError(error.status_code, message, headers=headers)
 
 

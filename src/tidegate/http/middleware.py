@@ -1,8 +1,8 @@
-"""The outermost of the application: request id, catch-all and access line, in pure ASGI.
+"""The outermost of the application: request id, catch-all, security headers and access line, in pure ASGI.
 
-Invariants: every answer carries `X-Request-ID`, every request ends in one access line, no error leaves without the
-envelope, and nothing is answered twice. An answer that broke in the middle is left without a clean end, so that the
-client sees that it is broken.
+Invariants: every answer carries `X-Request-ID` and the security headers, every request ends in one access line, no
+error leaves without the envelope, and nothing is answered twice. An answer that broke in the middle is left without a
+clean end, so that the client sees that it is broken.
 """
 
 from collections.abc import Awaitable
@@ -15,8 +15,10 @@ from tidegate.http.access import AccessLog
 from tidegate.http.body_limit import BodyLimit
 from tidegate.http.context import HUNG_UP_KEY, SCOPE_KEY, RequestContext
 from tidegate.http.cors import Cors
+from tidegate.http.entrance import Entrance
 from tidegate.http.errors import as_tidegate_error, internal_error, send_error
 from tidegate.http.proxies import behind_trusted_proxies
+from tidegate.http.security_headers import security_headers
 from tidegate.settings import Settings
 from tidegate.telemetry.logging import bound_request_id, get_logger, line_handler
 
@@ -26,7 +28,7 @@ _HUNG_UP = 499
 
 
 def with_edge(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """The application behind its edge, outermost first: trusted proxies, request, CORS, body limit.
+    """The application behind its edge, outermost first: trusted proxies, request and entrance, CORS, body limit.
 
     It belongs outside Starlette's own stack:
 
@@ -38,20 +40,21 @@ def with_edge(app: ASGIApp, settings: Settings) -> ASGIApp:
     if settings.http.cors_origins:
         # Inside it, so that a page may read errors too.
         app = Cors(Caught(app), settings.http.cors_origins)
-    app = RequestEdge(app)
+    app = RequestEdge(app, entrance=Entrance(settings.http.allowed_hosts))
     if settings.http.trusted_proxies:
         app = behind_trusted_proxies(app, settings.http.trusted_proxies)
     return app
 
 
 class RequestEdge:
-    """Gives each request its context, and sees it to its end.
+    """Gives each request its context, asks `entrance` whether it is served, and sees it to its end.
 
     Lines go where the root logger writes when the first request ends, unless `access` says otherwise.
     """
 
-    def __init__(self, app: ASGIApp, access: AccessLog | None = None) -> None:
+    def __init__(self, app: ASGIApp, access: AccessLog | None = None, *, entrance: Entrance | None = None) -> None:
         self._app = app
+        self._entrance = entrance or Entrance()
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,10 +80,12 @@ class RequestEdge:
                 context.complete = not message.get("more_body", False)
             elif message["type"] == "http.response.start":
                 context.status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), header]}
+                headers = message.get("headers", ())
+                message = {**message, "headers": [*headers, header, *security_headers(scope, headers)]}
             return send(message)
 
         try:
+            self._entrance.judge(scope, context)
             await self._app(scope, receive_and_note, note_and_send)
             if context.status is None and not context.hung_up:
                 log.error("a request was left without an answer", method=context.method, path=context.path)

@@ -7,19 +7,27 @@ the one at work is an older one, so it is told here.
 Behind a request at work uvicorn stops reading, and a connection that is not read does not show its end. Here it is
 read on, and a client that pipelines more than 16 requests or 1 MiB of their bodies is cut off.
 
-What a client begins it must go on with: a head is 30 s long at most, a body may pause for 30 s, and who connects speaks
-within 75 s. uvicorn's own timer begins with the first answer and ends with the next byte. One timer a connection looks
-at this, at most every 30 s; a request only notes when it began.
+What a client begins it must go on with: a head is 30 s long at most, a body may pause for 30 s and comes in 60 s and a
+second for each further KiB, and who connects speaks within 75 s. uvicorn's own timer begins with the first answer and
+ends with the next byte. One timer a connection looks at this, at most every 30 s; a request only notes when it began.
+
+A client that asks for another protocol (`Upgrade: h2c`, as Java's does of itself) is served in HTTP/1.1, its body and
+what follows included: llhttp takes all that comes behind such a head for that other protocol, and uvicorn would lose it
+or read the rest of it as the next request. So the head is read again without its `Upgrade` (RFC 9110, 7.8).
 """
 
+import sys
 from asyncio import TimerHandle, Transport
 from typing import cast
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from tidegate.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, TidegateError, envelope
 from tidegate.http.context import HUNG_UP_KEY, new_request_id
+from tidegate.http.framing import fault_of_head
+from tidegate.http.security_headers import security_headers
 from tidegate.telemetry.logging import get_logger
 
 log = get_logger(__name__)
@@ -28,6 +36,8 @@ MAX_HEAD_BYTES = 64 * 1024
 LINGER_S = 2.0
 HEAD_WITHIN_S = 30.0
 BODY_IDLE_S = 30.0
+BODY_GRACE_S = 60.0
+SLOWEST_BODY_BYTES_S = 1024
 SILENT_FOR_S = 75.0
 LOOK_EVERY_S = 30.0
 MOST_PIPELINED = 16
@@ -42,6 +52,7 @@ class TidegateHttpProtocol(HttpToolsProtocol):
 
     head_within_s = HEAD_WITHIN_S
     body_idle_s = BODY_IDLE_S
+    body_grace_s = BODY_GRACE_S
     silent_for_s = SILENT_FOR_S
     look_every_s = LOOK_EVERY_S
 
@@ -50,13 +61,19 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     _is_in_head = False
     # uvicorn's `more_body` stays true for a body that ended after its answer.
     _is_in_body = False
-    _head_is_too_large = False
+    # What is told in place of "not valid HTTP/1.1": the parser hands back only that a callback raised.
+    _fault: TidegateError | None = None
+    # While it is being read: the piece that came, and the head that asked for another protocol, without that.
+    _piece = b""
+    _plain_head = b""
     # Of the head that is being read: what earlier calls brought, and an upper bound of what this one brings.
     _head_bytes = 0
     _new_bytes = 0
     # By the loop's clock: when the last bytes came, and when the last request began, or else the connection.
     _heard_at = 0.0
     _began_at = 0.0
+    # Of the body that is being read: by when it is to be here if nothing more of it comes.
+    _body_due_at = 0.0
     _look: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -69,7 +86,9 @@ class TidegateHttpProtocol(HttpToolsProtocol):
             return
         self._new_bytes = len(data)
         self._heard_at = self.loop.time()
+        self._piece = data
         super().data_received(data)
+        self._piece = b""
         if self.pipeline and not self._is_refused:
             self._read_on()
         if self._is_in_head and not self._is_refused:
@@ -88,24 +107,49 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         if self._head_bytes + self._new_bytes > MAX_HEAD_BYTES:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > MAX_HEAD_BYTES:
-                self._head_is_too_large = True
-                # The parser hands it back to `data_received`, which refuses the request.
-                raise _too_large()
+                self._fault = _too_large()
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        self._fault = self._fault or fault_of_head(method, self.url, version, self.headers)
+        if self._fault is not None:
+            # The parser hands it back to `data_received`, which refuses the request.
+            raise self._fault
+        if self.parser.should_upgrade():
+            kept = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+            self._plain_head = b"\r\n".join([b"%s %s HTTP/%s" % (method, self.url, version.encode()), *kept, b"", b""])
+            return
         super().on_headers_complete()
         self._is_in_body = True
+        self._body_due_at = self._heard_at + self.body_grace_s
         if len(self.pipeline) > MOST_PIPELINED:
             self._cut_off()
             # The parser stops at it.
             raise InvalidRequest("Too many requests wait on this connection.")
 
+    def on_body(self, body: bytes) -> None:
+        self._body_due_at += len(body) / SLOWEST_BODY_BYTES_S
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        if self._plain_head:
+            return
         self._is_in_body = False
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not ours
         if self._is_refused:
             return
-        self._refuse(_too_large() if self._head_is_too_large else InvalidRequest("The request is not valid HTTP/1.1."))
+        self._refuse(self._fault or InvalidRequest("The request is not valid HTTP/1.1."))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called by uvicorn where the parser has stopped at an upgrade: goes on with the plain head and the rest."""
+        stopped = sys.exception()
+        assert isinstance(stopped, httptools.HttpParserUpgrade)
+        rest = self._piece[stopped.args[0] :]
+        head, self._plain_head = self._plain_head, b""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._piece = head + rest
+        super().data_received(self._piece)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._look is not None:
@@ -146,7 +190,12 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         elif self._is_in_head:
             self._refuse(RequestTimeout(f"The request's headers did not come within {self.head_within_s:g} s."))
         elif self._is_in_body and not self.cycle.response_complete:
-            self._refuse(RequestTimeout(f"The request's body stopped coming for {self.body_idle_s:g} s."))
+            self._refuse(
+                RequestTimeout(
+                    f"The request's body stopped coming for {self.body_idle_s:g} s, or came slower than "
+                    f"{SLOWEST_BODY_BYTES_S} bytes a second."
+                )
+            )
         else:
             self.transport.close()
 
@@ -160,9 +209,11 @@ class TidegateHttpProtocol(HttpToolsProtocol):
             if self.flow.read_paused:
                 # It is we who do not read.
                 self._heard_at = now
+                self._body_due_at = max(self._body_due_at, now + self.body_idle_s)
             is_behind = is_at_work and at_work is not self.cycle
             waits_for_100 = self.cycle.waiting_for_100_continue and not self.cycle.response_complete
-            return float("inf") if is_behind or waits_for_100 else self._heard_at + self.body_idle_s
+            silent_until = min(self._heard_at + self.body_idle_s, self._body_due_at)
+            return float("inf") if is_behind or waits_for_100 else silent_until
         if is_at_work or self.timeout_keep_alive_task is not None:
             return float("inf")
         # It has not spoken yet, or what it said (empty lines) ended uvicorn's timer and began no request.
@@ -187,7 +238,8 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         request_id = new_request_id()
         body = envelope(error, request_id)
         head = [STATUS_LINE[error.http_status]]
-        head += [name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers]
+        added = security_headers({"scheme": self.scheme}, ())
+        head += [name + b": " + value + b"\r\n" for name, value in (*self.server_state.default_headers, *added)]
         head.append(
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\nx-request-id: {request_id}\r\n"
             "connection: close\r\n\r\n".encode()

@@ -29,6 +29,7 @@ from tidegate.limits.values import nano_usd
 from tidegate.routing.catalogue import PlannedAttempt
 from tidegate.routing.plan import Plan
 from tidegate.upstream.deadlines import Deadlines
+from tidegate.upstream.echoed_key import key_of
 from tidegate.upstream.provider import Answer, Provider, UpstreamRequest
 
 _COUNT_WITHIN_S = 3.0
@@ -141,7 +142,7 @@ def _slot_ask(exchange: Exchange, planned: PlannedAttempt, way: Way, spent: Call
     return SlotAsk(
         entry_id=reservation.opened.entry_id,
         n=reservation.attempt_count + 1,
-        flow=str(principal.key_id or principal.user_id),
+        flow=(principal.key_id or principal.user_id or principal.workspace_id).hex,
         weight=principal.queue_weight,
         reserve=reserve,
         limits=limits,
@@ -178,7 +179,7 @@ async def _answered(gateway: Gateway, live: LiveAttempt, lease: Lease) -> AsyncI
                         log.info("usage_request_refused", upstream=upstream.name)
                     yield
                     return
-                refusal = await refusal_of(answer, upstream.name)
+                refusal = await refusal_of(answer, upstream.name, key=key_of(upstream))
         finally:
             live.was_sent = live.was_sent or request.was_sent
         if not (request.asks_usage and upstream.usage_request == "auto" and is_about_usage_request(refusal)):

@@ -120,7 +120,11 @@ def is_repeatable(call: ChatCall) -> bool:
     if bytes(members.get("store", b"")) == b"true" or bytes(members.get("web_search_options", b"")) not in _NOTHING:
         return False
     tools = bytes(members.get("tools", b""))
-    return tools in _NOTHING or all(tool.type in _CALLERS_OWN_TOOLS for tool in _tools.decode(tools))
+    try:
+        return tools in _NOTHING or all(tool.type in _CALLERS_OWN_TOOLS for tool in _tools.decode(tools))
+    except msgspec.DecodeError:
+        # A type that stands twice and is read in two ways.
+        return False
 
 
 def _asked(written: bytes) -> tuple[int, bool] | None:

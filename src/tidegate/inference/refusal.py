@@ -7,6 +7,7 @@ or of the operator, and the caller sees a 502.
 import msgspec
 
 from tidegate.errors import ContextLengthExceeded, UpstreamError, UpstreamRefused
+from tidegate.upstream.echoed_key import without_key
 from tidegate.upstream.provider import Answer
 
 _PASSED_ON = frozenset({400, 404, 409, 413, 422})
@@ -33,8 +34,11 @@ class _Body(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Body)
 
 
-async def refusal_of(answer: Answer, upstream: str) -> UpstreamError:
-    """The error to raise for an answer whose status is not 200. Reads at most 64 KiB of it."""
+async def refusal_of(answer: Answer, upstream: str, *, key: str | None = None) -> UpstreamError:
+    """The error to raise for an answer whose status is not 200. Reads at most 64 KiB of it.
+
+    `key` is what the upstream was sent, which its words must not repeat.
+    """
     body = await read_bounded(answer, upstream, _MOST_BYTES, complete=False)
     status = answer.status
     if status in (401, 403):
@@ -53,14 +57,14 @@ async def refusal_of(answer: Answer, upstream: str) -> UpstreamError:
         )
     detail = _detail(body)
     if status in _PASSED_ON and detail is not None:
-        code = str(detail.code or detail.type or "")[:_LONGEST_CODE] or None
+        code = without_key(str(detail.code or detail.type or ""), key)[:_LONGEST_CODE] or None
         is_context = code in _CONTEXT_CODES or detail.type in _CONTEXT_CODES
         return UpstreamRefused(
-            (detail.message or f"The upstream refused the request ({status}).")[:_LONGEST_MESSAGE],
+            without_key(detail.message or f"The upstream refused the request ({status}).", key)[:_LONGEST_MESSAGE],
             upstream=upstream,
             refused_status=status,
             refused_code=ContextLengthExceeded.code if is_context else _code(status, code),
-            param=detail.param[:_LONGEST_MESSAGE] if detail.param else None,
+            param=without_key(detail.param, key)[:_LONGEST_MESSAGE] if detail.param else None,
         )
     return UpstreamError(
         f"The upstream {upstream!r} answered with status {status}.", upstream=upstream, upstream_status=status

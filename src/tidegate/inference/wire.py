@@ -155,6 +155,9 @@ def parse_chat(body: bytes) -> ChatCall:
         raise _invalid(error) from None
     if b"NaN" in body or b"Infinity" in body:
         _refuse_numbers_that_are_none(body)
+    end_user = request.safety_identifier or request.user
+    if "\0" in request.model or (end_user is not None and "\0" in end_user):
+        raise InvalidRequest("A name holds a NUL character (\\u0000), which no name has.")
     return ChatCall(
         body=body,
         model=request.model,
@@ -164,13 +167,18 @@ def parse_chat(body: bytes) -> ChatCall:
         max_output_tokens=request.max_completion_tokens or request.max_tokens,
         input_bytes=len(body),
         message_count=len(request.messages),
-        end_user=request.safety_identifier or request.user,
+        end_user=end_user,
     )
 
 
 def input_text(call: ChatCall) -> str:
     """All text of the messages, for a tokenizer to count."""
-    request = _text_decoder.decode(call.body)
+    request: _Texts | ChatRequest
+    try:
+        request = _text_decoder.decode(call.body)
+    except _UNREADABLE:
+        # A name that stands twice: this decoder reads the first of them too, and what counts is the last.
+        request = _chat_request.validate_json(call.body)
     parts = []
     for message in request.messages:
         if isinstance(message.content, str):
@@ -216,6 +224,9 @@ def _refuse_numbers_that_are_none(body: bytes) -> None:
 def _invalid(error: ValidationError) -> InvalidRequest:
     faults = error.errors(include_url=False, include_input=False, include_context=False)
     fault = _deepest(faults)
+    if fault["type"] == "json_invalid" and "recursion limit" in fault["msg"]:
+        # The parser's own bound: four times as deep as the schemas of tools that OpenAI takes.
+        return InvalidRequest("The request's body cannot be read: it is nested deeper than 200 levels.")
     if fault["type"] == "json_invalid":
         return InvalidRequest(f"The request's body cannot be read: {fault['msg'].removeprefix('Invalid JSON: ')}.")
     param = _param(fault["loc"])

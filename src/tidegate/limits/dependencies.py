@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
+from tidegate.audit.dependencies import ActorDep
 from tidegate.auth.dependencies import Caller
 from tidegate.auth.principal import Principal
 from tidegate.errors import PermissionDenied
@@ -36,10 +37,12 @@ async def get_reading_caller(caller: Caller) -> Principal:
 def get_limits(
     database: DatabaseDep,
     caller: Annotated[Principal, Depends(get_reading_caller)],
+    actor: ActorDep,
+    *,
     upstreams: Annotated[Collection[str], Depends(get_upstream_names)],
     changed: Annotated[Changed, Depends(get_changed)],
 ) -> Limits:
-    return Limits(database, caller, upstreams=upstreams, changed=changed)
+    return Limits(database, caller, actor, upstreams=upstreams, changed=changed)
 
 
 LimitsDep = Annotated[Limits, Depends(get_limits)]

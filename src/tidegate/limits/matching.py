@@ -27,6 +27,14 @@ _ModelKey = tuple[str, tuple[str, ...]]
 _Key = TypeVar("_Key")
 
 
+class Met(tuple[Matched, ...]):  # noqa: SLOT001 - a tuple of any length has no room for slots
+    """Limits that a caller meets together, as they are remembered. Beside them `compiled` keeps whatever a higher room
+    makes of them once, to use it again for the next request.
+    """
+
+    compiled: object | None = None
+
+
 class WorkspaceLimits:
     """The limits that requests of one workspace meet, those of the deployment and of upstreams included.
 
@@ -70,14 +78,15 @@ class WorkspaceLimits:
             remembered = (model_name, groups, principal.key_id, principal.user_id)
             known = self._by_caller.get(remembered)
             matched = self._owned_by(principal, remembered) if known is None else known
-        if principal.trusts_attribution:
-            if self._end_users is not None and attribution.end_user:
-                matched += self._end_users.meet(attribution.end_user, model_name, groups)
-            if self._tags is not None:
-                for name, value in attribution.tags.items():
-                    matched += self._tags.meet(f"{name}={value}", model_name, groups)
-            return _cuts_first(matched)
-        return matched
+        if not principal.trusts_attribution:
+            return matched
+        attributed: tuple[Matched, ...] = ()
+        if self._end_users is not None and attribution.end_user:
+            attributed = self._end_users.meet(attribution.end_user, model_name, groups)
+        if self._tags is not None:
+            for name, value in attribution.tags.items():
+                attributed += self._tags.meet(f"{name}={value}", model_name, groups)
+        return _cuts_first((*matched, *attributed)) if attributed else matched
 
     def deployment(self, model_name: str, groups: tuple[str, ...]) -> tuple[Matched, ...]:
         """The limits of the whole deployment."""
@@ -85,7 +94,7 @@ class WorkspaceLimits:
             return ()
         known = self._by_deployment.get((model_name, groups))
         if known is None:
-            known = _cuts_first(self._deployment.meet(_ONLY, model_name, groups))
+            known = Met(_cuts_first(self._deployment.meet(_ONLY, model_name, groups)))
             _remember(self._by_deployment, (model_name, groups), known)
         return known
 
@@ -95,7 +104,7 @@ class WorkspaceLimits:
             return ()
         known = self._by_upstream.get((upstream, model_name, groups))
         if known is None:
-            known = self._upstreams.meet(upstream, model_name, groups)
+            known = Met(self._upstreams.meet(upstream, model_name, groups))
             _remember(self._by_upstream, (upstream, model_name, groups), known)
         return known
 
@@ -105,9 +114,9 @@ class WorkspaceLimits:
         for scope, subject in zip(self._owned, (principal.workspace_id, user_id, key_id), strict=True):
             if scope is not None and subject is not None:
                 matched += scope.meet(str(subject), model_name, groups)
-        matched = _cuts_first(matched)
-        _remember(self._by_caller, remembered, matched)
-        return matched
+        met = Met(_cuts_first(matched))
+        _remember(self._by_caller, remembered, met)
+        return met
 
 
 def _cuts_first(matched: tuple[Matched, ...]) -> tuple[Matched, ...]:

@@ -2,16 +2,19 @@
 
 An admin acts in every workspace; whoever else may, in their own: a key with scope `manage` reads and changes, a member
 reads. Limits of the whole deployment and of upstreams belong to the workspace `default`, apply to every workspace, and
-are an admin's alone. What another workspace has is not found.
+are an admin's alone. What another workspace has is not found. What is changed is in the audit trail by the same
+transaction.
 """
 
 import uuid
 from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
 from sqlalchemy import ColumnElement, delete, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
+from tidegate.audit.trail import Action, Actor, Event, Subject, differences, note
 from tidegate.auth.api_keys import KEY_MARK
 from tidegate.auth.models import ApiKey
 from tidegate.auth.principal import Principal
@@ -44,9 +47,10 @@ class Limits:
     """The limits of a database as one caller may see and change them.
 
     `upstreams` are the names that the catalogue has. `changed` is awaited with a workspace's id after a change of its
-    limits was committed; for those of the deployment and of upstreams it is the id of `default`.
+    limits was committed; for those of the deployment and of upstreams it is the id of `default`. `actor` is the caller
+    as the audit trail names them.
 
-    >>> limits = Limits(database, caller, upstreams=catalogue.upstreams)
+    >>> limits = Limits(database, caller, actor, upstreams=catalogue.upstreams)
     >>> await limits.create(NewLimit(scope="workspace", meter="cost", window="month", amount="100.00"))
     """
 
@@ -54,12 +58,14 @@ class Limits:
         self,
         database: Database,
         caller: Principal,
+        actor: Actor,
         *,
         upstreams: Collection[str] = (),
         changed: Changed = nothing_changed,
     ) -> None:
         self._database = database
         self._caller = caller
+        self._actor = actor
         self._upstreams = upstreams
         self._changed = changed
         # A key acts in its own workspace, whoever owns it.
@@ -107,6 +113,8 @@ class Limits:
                 on_overrun=new.on_overrun,
             )
             session.add(row)
+            await session.flush()
+            self._note(session, "limit.created", row, _said(row))
         await self._changed(row.workspace_id)
         return LimitView.of(row)
 
@@ -115,6 +123,7 @@ class Limits:
         self._require_manage()
         async with self._database.transaction() as session:
             row = await self._find(session, limit_id)
+            before = _said(row)
             if change.amount is not None:
                 try:
                     row.amount = exact_amount(row.meter, change.amount)
@@ -124,6 +133,8 @@ class Limits:
                 raise _invalid("on_overrun", "must be finish: a stream is cut by its caller's limits")
             row.action = change.action or row.action
             row.on_overrun = change.on_overrun or row.on_overrun
+            if changed := differences(before, _said(row)):
+                self._note(session, "limit.changed", row, changed)
         await self._changed(row.workspace_id)
         return LimitView.of(row)
 
@@ -133,6 +144,7 @@ class Limits:
         async with self._database.transaction() as session:
             row = await self._find(session, limit_id)
             await session.delete(row)
+            self._note(session, "limit.deleted", row, _said(row))
         await self._changed(row.workspace_id)
 
     async def policies(self, workspace_id: uuid.UUID | None = None) -> KeyPolicies:
@@ -147,10 +159,18 @@ class Limits:
             raise PermissionDenied("Only an admin who is signed in sets the policies for keys.")
         async with self._database.transaction() as session:
             workspace = await self._workspace(session, workspace_id, lock=True)
+            before = await _policies(session, workspace)
             await session.execute(delete(KeyPolicy).where(KeyPolicy.workspace_id == workspace))
             session.add_all([_row(workspace, policy) for policy in policies.data])
             await session.flush()
-            return await _policies(session, workspace)
+            after = await _policies(session, workspace)
+            if changed := differences(before.model_dump(mode="json"), after.model_dump(mode="json")):
+                note(session, self._actor, Event("key_policies.replaced", workspace, details=changed))
+            return after
+
+    def _note(self, session: AsyncSession, action: Action, row: LimitRow, details: dict[str, Any]) -> None:
+        subject = Subject("limit", row.id, LimitView.of(row).label)
+        note(session, self._actor, Event(action, row.workspace_id, subject, details=details))
 
     def _visible(self) -> ColumnElement[bool]:
         if self._is_admin:
@@ -197,6 +217,12 @@ class Limits:
 
 async def _policies(session: AsyncSession, workspace_id: uuid.UUID) -> KeyPolicies:
     return KeyPolicies(data=[KeyPolicyForm.of(policy) for policy in await policies_of(session, workspace_id)])
+
+
+def _said(row: LimitRow) -> dict[str, Any]:
+    """A limit as the audit trail writes it."""
+    names = ("subject", "model", "zone", "amount", "action", "on_overrun")
+    return LimitView.of(row).model_dump(mode="json", include=set(names))
 
 
 def _row(workspace_id: uuid.UUID, policy: KeyPolicyForm) -> KeyPolicy:

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from tidegate.ledger.prices import Price, price_from_catalogue, price_from_table
+from tidegate.upstream.addresses import fault_of_url
 
 Provider = Literal["openai", "local", "echo"]
 # TOML has its own numbers, booleans and infinities: `true` is no count, `inf` no time.
@@ -105,6 +106,13 @@ class UpstreamTable(_Table):
         if bad := [name for name in names if name.lower() in _NEVER_FORWARDED]:
             raise ValueError(f"{bad[0]} is never sent on to an upstream")
         return tuple(name.lower() for name in names)
+
+    @field_validator("base_url")
+    @classmethod
+    def _may_be_called(cls, url: str | None) -> str | None:
+        if url is not None and (fault := fault_of_url(url)) is not None:
+            raise ValueError(fault)
+        return url
 
     @field_validator("speaks")
     @classmethod

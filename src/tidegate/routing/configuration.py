@@ -27,7 +27,9 @@ from tidegate.routing.catalogue import (
     embedded_table,
     nearest,
 )
-from tidegate.settings import Settings, resolve_secret
+from tidegate.setting_hosts import host_of, is_private
+from tidegate.setting_references import is_open_to_others, is_reference, resolve_secret
+from tidegate.settings import Settings
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 _TABLES: dict[str, type[BaseModel]] = {
@@ -73,6 +75,26 @@ def load_catalogue(settings: Settings) -> Catalogue:
     return build_catalogue(table, secrets)
 
 
+def open_key_files(settings: Settings) -> list[str]:
+    """One line for each file of an upstream's key that every user of this machine may read.
+
+    None for a catalogue that cannot be read: that is told elsewhere.
+    """
+    try:
+        _, text = _read(settings)
+        if text is None or "file:" not in text:
+            return []
+        table = CatalogueTable.model_validate(tomllib.loads(text))
+    except (CatalogueError, ValueError):
+        return []
+    keys = {name: upstream.api_key for name, upstream in table.upstreams.items()}
+    return [
+        f"upstreams.{name}.api_key: every user of this machine may read {key.get_secret_value()}; chmod 600 it"
+        for name, key in keys.items()
+        if key is not None and is_open_to_others(key.get_secret_value())
+    ]
+
+
 def _read(settings: Settings) -> tuple[str, str | None]:
     if settings.config_toml is not None:
         return "TIDEGATE_CONFIG_TOML", settings.config_toml
@@ -90,23 +112,21 @@ def _resolve(
     settings: Settings, source: str, text: str, table: CatalogueTable
 ) -> tuple[dict[str, SecretStr | None], list[str]]:
     secrets: dict[str, SecretStr | None] = {}
-    faults = []
+    faults: list[str] = []
     for name, upstream in table.upstreams.items():
         if upstream.api_key is None:
             continue
         reference = upstream.api_key.get_secret_value()
         place = f"{source}:{_line(text, ('upstreams', name, 'api_key'))}: upstreams.{name}.api_key"
-        if settings.in_production and not reference.startswith(("env:", "file:")):
-            faults.append(f"{place}: a literal key is refused in production; write env:NAME or file:/path")
-            continue
+        if settings.in_production:
+            faults += _refused_in_production(source, text, name, upstream)
+            if not is_reference(reference):
+                continue
         try:
-            value = resolve_secret(reference)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            faults.append(f"{place}: {reference} cannot be read: {reason}")
+            value = resolve_secret(reference).strip()
+        except ValueError as error:
+            faults.append(f"{place}: {error}")
             continue
-        # What is mounted or exported often ends in a line end, which is none of the key's.
-        value = (value or "").strip()
         if not value:
             faults.append(f"{place}: there is nothing at {reference}")
             continue
@@ -115,6 +135,17 @@ def _resolve(
             continue
         secrets[name] = SecretStr(value)
     return secrets, faults
+
+
+def _refused_in_production(source: str, text: str, name: str, upstream: UpstreamTable) -> Iterator[str]:
+    """Of an upstream with a key: one that the file itself tells, and one that goes to a stranger in the clear."""
+    if upstream.api_key is not None and not is_reference(upstream.api_key.get_secret_value()):
+        told = "a literal key is refused in production; write env:NAME or file:/path"
+        yield _told(source, text, ("upstreams", name, "api_key"), told)
+    url = upstream.base_url or ""
+    if url.startswith("http://") and not is_private(host_of(url)):
+        told = "its key would travel in the clear beyond private networks; use https://"
+        yield _told(source, text, ("upstreams", name, "base_url"), told)
 
 
 def _syntax_line(text: str, error: tomllib.TOMLDecodeError) -> int:

@@ -16,7 +16,7 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import aiohappyeyeballs
 import hiredis
@@ -54,6 +54,22 @@ class ScriptError(Exception):
         return str(self).partition(" ")[0]
 
 
+class Taker(Protocol):
+    """A future, or what takes an answer in the place of one, where it is read. It neither waits, raises nor sends."""
+
+    def done(self) -> bool:
+        """Whether the answer is of no use any longer."""
+        ...
+
+    def set_result(self, answer: Any, /) -> None: ...
+
+    def set_exception(self, error: Exception, /) -> None: ...
+
+    def exception(self) -> object:
+        """Notes that somebody knows of the failure, as a future's does."""
+        ...
+
+
 class Wire(asyncio.Protocol):
     """One connection. Bulk and simple strings come back as bytes, arrays as lists, nil as None.
 
@@ -86,7 +102,7 @@ class Wire(asyncio.Protocol):
         self._is_flush_due = False
         self._is_paused = False
         # The future, when its command was queued, and what to send where the server does not know the script.
-        self._unanswered: deque[tuple[asyncio.Future[Any], float, Callable[[], bytes] | None]] = deque()
+        self._unanswered: deque[tuple[Taker, float, Callable[[], bytes] | None]] = deque()
         self._turn_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._is_in_doubt = False
@@ -96,13 +112,17 @@ class Wire(asyncio.Protocol):
 
         The future gets the answer, `ScriptError` or `StoreGone`. Raises `StoreGone` where nothing more is taken.
         """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.hand(command, future, instead)
+        return future
+
+    def hand(self, command: bytes, taker: Taker, instead: Callable[[], bytes] | None = None) -> None:
+        """`send`, where `taker` gets the answer."""
         if self.is_lost:
             raise StoreGone("the connection is lost")
         if len(self._unanswered) >= MOST_UNANSWERED or self._unsent_bytes >= MOST_UNSENT_BYTES:
             raise StoreGone("too much waits for the server already")
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue(command, future, instead)
-        return future
+        self._queue(command, taker, instead)
 
     def lose(self, reason: str) -> None:
         """Ends the connection now, and every future that has no answer. A second time it does nothing."""
@@ -123,7 +143,7 @@ class Wire(asyncio.Protocol):
                 await asyncio.shield(self._closed)
         self._transport.abort()
 
-    def _queue(self, command: bytes, future: asyncio.Future[Any], instead: Callable[[], bytes] | None) -> None:
+    def _queue(self, command: bytes, future: Taker, instead: Callable[[], bytes] | None) -> None:
         if not self._is_flush_due:
             self._is_flush_due = True
             self._turn_at = self._loop.time()
@@ -229,7 +249,7 @@ class Wire(asyncio.Protocol):
                 future.set_result(answer)
         return useless
 
-    def _refuse(self, future: asyncio.Future[Any], error: ScriptError, instead: Callable[[], bytes] | None) -> None:
+    def _refuse(self, future: Taker, error: ScriptError, instead: Callable[[], bytes] | None) -> None:
         if future.done():
             return
         if instead is not None and error.code == "NOSCRIPT":

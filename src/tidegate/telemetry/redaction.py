@@ -16,15 +16,25 @@ _SECRET_FIELD = re.compile(rf"(?i)(?:.*[_-])?(?:{_SECRET_NAMES})")
 _DEEPEST = 6
 
 # One cheap search decides for almost every text that there is nothing to take out.
-_SUSPICIOUS = re.compile(r"tg_|sk-|eyJ|AIza|://|(?i:bearer|basic|pass|secret|key|token|authorization|cookie)")
+_SUSPICIOUS = re.compile(
+    r"tg[mr]?_|sk-|eyJ|AIza|://|-----BEGIN|(?i:bearer|basic|pass|secret|key|token|authorization|cookie)"
+)
 _RULES = (
     (re.compile(r"(tg_[a-z0-9]{8}_)[A-Za-z0-9_-]{8,}"), rf"\1{REDACTED}"),
+    # A refresh token, and what is sent by e-mail.
+    (re.compile(r"\b(tg[mr]_)[A-Za-z0-9_-]{8,}"), rf"\1{REDACTED}"),
     (re.compile(r"\bsk-[A-Za-z0-9_-]{8,}"), f"sk-{REDACTED}"),
     (re.compile(r"\bAIza[A-Za-z0-9_-]{30,}"), f"AIza{REDACTED}"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"), REDACTED),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {REDACTED}"),
     # SQLAlchemy takes everything up to the last @ as the password, a slash included.
     (re.compile(r"(://[^\s:/@\"'?#]*:)[^\s\"'?#]+@"), rf"\1{REDACTED}@"),
+    # A token in the place of the user: no name is so long.
+    (re.compile(r"(https?://)[^\s:/@\"'?#]{20,}@"), rf"\1{REDACTED}@"),
+    (
+        re.compile(r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
+        rf"\1{REDACTED}",
+    ),
     (
         re.compile(rf"""(?i)((?:{_SECRET_NAMES})["']?\s*[:=]\s*)("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""),
         rf"\1'{REDACTED}'",
@@ -50,6 +60,8 @@ def may_hold_secret(text: str) -> bool:
     """Whether a short text needs to be looked at: `redact`'s first question, asked in a tenth of its time."""
     return (
         "tg_" in text
+        or "tgr_" in text
+        or "tgm_" in text
         or "sk-" in text
         or "eyJ" in text
         or "AIza" in text

@@ -1,0 +1,59 @@
+"""Secrets that stand elsewhere: `env:NAME` and `file:/path` in place of a value, in the settings and in the catalogue.
+
+Beside `tidegate.settings` the only module that reads the environment. What was found goes into a `SecretStr` and never
+back into the environment, so that children and `/proc` see the reference alone.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from pydantic import SecretStr
+
+REFERENCES: Final = ("env:", "file:")
+
+
+def is_reference(value: str) -> bool:
+    return value.startswith(REFERENCES)
+
+
+def resolve_secret(reference: str) -> str:
+    """The value behind a reference, without the line end that files and exports carry; a literal is itself.
+
+    Raises `ValueError`, whose text names the reference, where there is nothing or it cannot be read.
+    """
+    if not is_reference(reference):
+        return reference
+    try:
+        value = _found(reference).strip()
+    except OSError as error:
+        raise ValueError(f"{reference} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{reference} cannot be read: it is not UTF-8") from None
+    if not value:
+        raise ValueError(f"there is nothing at {reference}")
+    return value
+
+
+def is_open_to_others(reference: str) -> bool:
+    """Whether a `file:` reference names a file that every user of the machine may read."""
+    if not reference.startswith("file:"):
+        return False
+    try:
+        return bool(Path(reference.removeprefix("file:")).stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
+def holds_secret(annotation: Any) -> bool:
+    """Whether a setting of this type is a secret, or holds some."""
+    return annotation is SecretStr or any(holds_secret(part) for part in get_args(annotation))
+
+
+def _found(reference: str) -> str:
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        return os.environ.get(name, "")
+    path = Path(name)
+    return path.read_text("utf-8") if path.is_file() else ""
