@@ -15,6 +15,7 @@ import tidegate.audit.endpoints
 import tidegate.auth.endpoints
 import tidegate.dashboard.endpoints
 import tidegate.http.docs
+import tidegate.http.openapi
 import tidegate.inference.endpoints
 import tidegate.ledger.endpoints
 import tidegate.limits.endpoints
@@ -45,6 +46,7 @@ class Tidegate(FastAPI):
         document = super().openapi()
         if document is not known:
             tidegate.inference.endpoints.add_schemas(document)
+            tidegate.http.openapi.complete(document, self.routes)
         return document
 
 

@@ -40,7 +40,6 @@ from tidegate.storage.database import Database
 from tidegate.storage.read_through import ReadThrough
 from tidegate.storage.redis import close_redis, open_redis, ping
 from tidegate.telemetry.health import HealthBoard
-from tidegate.upstream.checked import open_checked_client
 from tidegate.upstream.echo import EchoProvider
 from tidegate.upstream.local import check_local_body
 from tidegate.upstream.openai import OpenAIProvider, open_client
@@ -113,7 +112,7 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
             database=database,
             book=book,
             sums=DatabaseSums(database, groups_of),
-            client=await stack.enter_async_context(open_checked_client()),
+            client=client,
             on_change=lambda is_away: flags.add("limits") if is_away else flags.discard("limits"),
         )
         admission = await stack.enter_async_context(running_admission(supplies))

@@ -15,7 +15,8 @@ from tidegate.admission.alerts import Alerts
 from tidegate.admission.store import Alert
 from tidegate.setting_groups import AlertsSettings
 from tidegate.upstream.addresses import AddressRefused, Found, allowed_addresses
-from tidegate.upstream.checked import CheckedTransport, open_checked_client
+from tidegate.upstream.openai import open_client
+from tidegate.upstream.transport import UpstreamTransport
 
 SECRET = "webhook-secret-0123456789-abcdefghijkl"
 ALERT = Alert("budget", 80, 8 * 10**9, 10 * 10**9)
@@ -48,7 +49,7 @@ class Hooks:
 async def told_of(url: str) -> AsyncIterator[Alerts]:
     settings = AlertsSettings(webhook_url=SecretStr(url), webhook_secret=SecretStr(SECRET))
     async with (
-        open_checked_client() as client,
+        open_client() as client,
         Alerts.running(settings, client, lambda _: None, pauses_s=(0,)) as alerts,
     ):
         alerts.tell("w:1", (ALERT,))
@@ -107,7 +108,7 @@ async def test_a_name_that_resolves_elsewhere_the_next_time_is_not_called_there(
     names = NameServer(("127.0.0.1",), ("169.254.169.254",))
     async with (
         in_process_server(hooks) as url,
-        httpx2.AsyncClient(transport=CheckedTransport(find=names), trust_env=False) as client,
+        httpx2.AsyncClient(transport=UpstreamTransport(keepalive_s=0, find=names), trust_env=False) as client,
     ):
         port = url.rpartition(":")[2]
         assert (await client.get(f"http://rebinds.test:{port}/taken")).status_code == 204
@@ -123,7 +124,7 @@ async def test_what_is_allowed_of_a_name_is_called_and_the_next_where_one_does_n
     names = NameServer(("169.254.169.254", "127.0.0.9", "127.0.0.1"))
     async with (
         in_process_server(hooks) as url,
-        httpx2.AsyncClient(transport=CheckedTransport(find=names), trust_env=False) as client,
+        httpx2.AsyncClient(transport=UpstreamTransport(keepalive_s=0, find=names), trust_env=False) as client,
     ):
         assert (await client.get(f"http://mixed.test:{url.rpartition(':')[2]}/taken")).status_code == 204
 
@@ -131,18 +132,3 @@ async def test_what_is_allowed_of_a_name_is_called_and_the_next_where_one_does_n
 async def test_a_name_of_nothing_but_what_is_never_called_is_refused() -> None:
     with pytest.raises(AddressRefused, match=r"0\.0\.0\.0 is the address of no host"):
         await allowed_addresses("x.test", 80, find=NameServer(("0.0.0.0", "224.0.0.1")))
-
-
-async def test_over_tls_the_certificate_is_the_names_and_not_the_addresses() -> None:
-    seen: list[httpx2.Request] = []
-
-    async def connects(request: httpx2.Request) -> httpx2.Response:
-        seen.append(request)
-        return httpx2.Response(204)
-
-    transport = CheckedTransport(httpx2.MockTransport(connects), find=NameServer(("10.1.2.3",)))
-    async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
-        await client.post("https://hooks.example.com/x", content=b"{}")
-    (sent,) = seen
-    assert (sent.url.host, sent.headers["host"]) == ("10.1.2.3", "hooks.example.com")
-    assert sent.extensions["sni_hostname"] == "hooks.example.com"

@@ -2,7 +2,7 @@
 
 Each level (50, 80, 100 % of a budget; 100 % of a limit that only watches) is told once a window, by the worker whose
 step passed it. The road does not wait for it: messages go by a bounded queue, and what cannot be delivered in three
-tries is logged and dropped. The client that they are posted by says which addresses are called (`upstream.checked`); a
+tries is logged and dropped. The client that they are posted by says which addresses are called (`upstream.network`); a
 redirect is a refusal, and of an answer nothing but its status is read.
 """
 

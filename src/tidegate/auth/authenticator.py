@@ -1,8 +1,9 @@
 """From a request's headers to its principal: the one place where a credential is judged.
 
 The road of a known caller is: read the headers, one SHA-256, one dictionary, no wait (about 2 µs). An expiry is judged
-at each use, by the clock, whatever was remembered; so is where a key may be used from, by the request's own address. What is remembered, and for how long, is `principal_cache`'s; what
-the database says is `directory`'s; what changed since is `storage.changes`'.
+at each use, by the clock, whatever was remembered; so is where a key may be used from, by the request's own address.
+What is remembered, and for how long, is `principal_cache`'s; what the database says is `directory`'s; what changed
+since is `storage.changes`'.
 """
 
 import hashlib

@@ -17,7 +17,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     `models` are names, groups or patterns that a key is held to; None holds it to none. `role` is a user's: an admin
     acts in every workspace, a member in theirs. `email` and `sign_in_id` are a signed-in user's. `expires_at` is Unix
-    seconds. `allowed_from` is where a key may be used from; None is from anywhere. `queue_weight`, from 1 to 100, is the caller's share of an upstream's queue beside others.
+    seconds. `allowed_from` is where a key may be used from; None is from anywhere. `queue_weight`, from 1 to 100, is
+    the caller's share of an upstream's queue beside others.
     """
 
     workspace_id: uuid.UUID

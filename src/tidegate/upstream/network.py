@@ -13,7 +13,7 @@ from typing import cast
 import aiohappyeyeballs
 import httpx2
 
-from tidegate.upstream.addresses import allowed_addresses
+from tidegate.upstream.addresses import Find, allowed_addresses, find_addresses
 
 _HIGH_WATER = 64 * 1024
 _LOW_WATER = 16 * 1024
@@ -170,14 +170,16 @@ async def connect(
     port: int,
     ssl_context: ssl.SSLContext | None,
     timeout: float | None,  # noqa: ASYNC109 - of httpx2's names
+    *,
+    find: Find = find_addresses,
 ) -> UpstreamStream:
-    """A connection to whichever address of a name answers first (RFC 8305), over TLS where there is a context.
+    """A connection to whichever allowed address of a name answers first (RFC 8305), over TLS where there is a context.
 
     Raises `ConnectTimeout` after `timeout` seconds in all, or `ConnectError`. Cancelled, it leaves no socket.
     """
     try:
         async with asyncio.timeout(timeout):
-            stream = await _connect_tcp(host, port)
+            stream = await _connect_tcp(host, port, find)
             if ssl_context is not None:
                 try:
                     await stream.secure(ssl_context, host)
@@ -191,9 +193,9 @@ async def connect(
     return stream
 
 
-async def _connect_tcp(host: str, port: int) -> UpstreamStream:
+async def _connect_tcp(host: str, port: int, find: Find) -> UpstreamStream:
     loop = asyncio.get_running_loop()
-    addresses = await allowed_addresses(host, port)
+    addresses = await allowed_addresses(host, port, find=find)
     sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_AFTER_S, loop=loop)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

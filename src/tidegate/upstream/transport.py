@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from tidegate.upstream.addresses import Find, find_addresses
 from tidegate.upstream.http11 import Http11Connection
 from tidegate.upstream.network import connect
 from tidegate.upstream.request_head import request_head
@@ -44,8 +45,11 @@ class _Origin:
 class UpstreamTransport(httpx2.AsyncBaseTransport):
     """HTTP/1.1 to any origin. A connection that was idle for `keepalive_s` is not used again."""
 
-    def __init__(self, *, keepalive_s: float, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, *, keepalive_s: float, ssl_context: ssl.SSLContext | None = None, find: Find = find_addresses
+    ) -> None:
         self._keepalive_s = keepalive_s
+        self._find = find
         self._ssl_context = ssl_context
         self._origins: dict[tuple[str, str, int | None], _Origin] = {}
         self._is_closed = False
@@ -92,7 +96,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
     async def _open(self, place: _Origin, request: httpx2.Request) -> Http11Connection:
         timeout_s = request.extensions.get("timeout", {}).get("connect")
         context = await self._secure() if place.is_secure else None
-        return Http11Connection(await connect(place.host, place.port, context, timeout_s))
+        return Http11Connection(await connect(place.host, place.port, context, timeout_s, find=self._find))
 
     async def _secure(self) -> ssl.SSLContext:
         # Reading the authorities takes 30 ms: only where something is secure, and never on the loop.
