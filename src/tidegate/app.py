@@ -10,6 +10,7 @@ import tidegate.accounts.api_keys.endpoints
 import tidegate.accounts.endpoints
 import tidegate.accounts.mailed.endpoints
 import tidegate.accounts.sign_ins.endpoints
+import tidegate.accounts.single_sign_on.endpoints
 import tidegate.accounts.users.endpoints
 import tidegate.audit.endpoints
 import tidegate.auth.endpoints
@@ -82,8 +83,11 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
     # Signing in is for callers of both ports: an access token is a credential of /v1 too.
     app.include_router(tidegate.accounts.endpoints.router)
     app.include_router(tidegate.accounts.sign_ins.endpoints.router)
+    app.include_router(tidegate.accounts.single_sign_on.endpoints.router)
     app.include_router(tidegate.accounts.mailed.endpoints.auth)
     app.include_router(tidegate.auth.endpoints.router)
+    # What e-mails lead to, and what people sign in by.
+    app.include_router(tidegate.dashboard.endpoints.people)
     if shows_docs:
         management.include_router(tidegate.http.docs.router)
     management.include_router(tidegate.accounts.api_keys.endpoints.router)

@@ -14,6 +14,7 @@ import httpx2
 from redis.asyncio import Redis
 
 from tidegate import __version__
+from tidegate.accounts.single_sign_on.opening import open_provider
 from tidegate.admission.model_gate import SOCKET_NAME, ModelGate
 from tidegate.admission.recovered import RecoveredEntries
 from tidegate.admission.running import Admission, GateSupplies, running_admission
@@ -134,6 +135,7 @@ async def open_process(settings: Settings, surroundings: Surroundings) -> AsyncI
             "keyrings": keyrings,
             "authenticator": authenticator,
             "post": post,
+            "single_sign_on": await stack.enter_async_context(open_provider(settings, keyrings.jwt, client)),
             "ledger": ledger,
             "gateway": gateway,
             "health": health,

@@ -201,6 +201,17 @@ async def test_the_database_itself_refuses_to_change_or_delete_an_event(database
         assert (row.outcome, row.details) == ("refused", {"a": 1})
 
 
+async def test_no_event_is_replaced_or_swept_away(database_url: str) -> None:
+    sweep = "TRUNCATE audit_events" if database_url.startswith("postgresql") else None
+    replace = "INSERT OR REPLACE INTO audit_events SELECT * FROM audit_events"
+    async with database_at_head(database_url) as database:
+        await write(database, SYSTEM, Event("key.revoked"))
+        with pytest.raises(DBAPIError, match="append-only"):
+            async with database.transaction() as session:
+                await session.execute(text(sweep or replace))
+        assert await count(database) == 1
+
+
 async def test_admins_read_every_workspace_managing_keys_their_own_and_members_none(api: KeysApi) -> None:
     here, there = await api.make(), await api.make(workspace_id=str(api.research))
     manager = await api.make(scopes=["manage"], workspace_id=str(api.research))
@@ -221,6 +232,18 @@ async def test_admins_read_every_workspace_managing_keys_their_own_and_members_n
         refused = await api.call("GET", by=by, at="/api/audit")
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
     assert (await api.client.get("/api/audit")).status_code == 401
+
+
+async def test_an_address_that_was_refused_a_log_in_is_shown_to_admins_alone(api: KeysApi) -> None:
+    manager = await api.make(scopes=["manage"])
+    for email in ("stranger@example.com", "nobody@example.com"):
+        answer = await api.client.post("/auth/login", json={"email": email, "password": "not the password"})
+        assert answer.status_code == 401
+    refused = {event["subject"]["name"] for event in await trail(api, action="account.sign_in_refused")}
+    assert refused == {"stranger@example.com", "nobody@example.com"}
+    # Both stand in `default`, the key's own workspace, and one is of a user of another.
+    assert await trail(api, by=manager["key"], action="account.sign_in_refused") == []
+    assert [event["action"] for event in await trail(api, by=manager["key"], action="key.")] == ["key.created"]
 
 
 async def test_filters_find_what_they_name(api: KeysApi) -> None:

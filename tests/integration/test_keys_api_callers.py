@@ -179,6 +179,24 @@ async def test_a_key_with_manage_keeps_the_keys_of_its_own_workspace(api: KeysAp
     assert (await refused(api, "POST", f"/{metrics['id']}/rotate", by=manage))[0] == 403
 
 
+async def test_a_key_whose_owner_moved_makes_no_key_elsewhere(api: KeysApi) -> None:
+    manager = await api.make(owner="other@example.com", scopes=["manage"])
+    await moved(api, "other")
+    status, message = await refused(api, "POST", by=manager["key"], json={"name": "k", "scopes": ["manage"]})
+    assert (status, "another workspace" in message) == (403, True)
+    assert await api.listed(workspace_id=str(api.research)) == []
+    # What is in its own workspace it keeps, and makes keys there.
+    made = await api.make(by=manager["key"], service_account=True)
+    assert made["workspace_id"] == str(DEFAULT_WORKSPACE_ID)
+
+
+async def moved(api: KeysApi, name: str) -> None:
+    """Has a user belong to `research`."""
+    body = {"workspace_id": str(api.research)}
+    answer = await api.call("PATCH", f"/{api.users[name]}", at="/api/users", json=body)
+    assert answer.status_code == 200, answer.text
+
+
 async def test_a_service_account_s_key_makes_keys_of_that_account(api: KeysApi) -> None:
     manage = (await api.by_command(scopes=("manage",))).secret
     (own,) = await api.listed()

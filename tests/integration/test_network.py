@@ -1,13 +1,18 @@
 """The upstream's network: TLS that is checked, turns for others, deadlines that are seen whatever comes."""
 
 import asyncio
+import contextlib
+import socket
 import ssl
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import anyio
 import httpx2
 import pytest
+import uvloop
 
 from tidegate.upstream.network import UpstreamStream
 from tidegate.upstream.transport import UpstreamTransport
@@ -141,3 +146,45 @@ async def test_tls_is_spoken_kept_and_checked(tls_server: asyncio.Server) -> Non
         async with httpx2.AsyncClient(transport=UpstreamTransport(keepalive_s=60), timeout=None) as client:
             with pytest.raises(httpx2.ConnectError, match="certificate"):
                 await client.get(f"https://localhost:{port}/")
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_comes_before_the_handshake_is_never_read_as_an_answer(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Somebody on the way answers in the clear before the upstream does by TLS."""
+    answers = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    answers.load_cert_chain(_TLS / "certificate.pem", _TLS / "key.pem")
+    trusting = ssl.create_default_context(cafile=str(_TLS / "certificate.pem"))
+    tries = 30
+
+    def upstream(listener: socket.socket) -> None:
+        for _ in range(tries):
+            connection, _ = listener.accept()
+            with contextlib.suppress(OSError), connection:
+                connection.settimeout(5)
+                connection.sendall(_ANSWER)
+                with answers.wrap_socket(connection, server_side=True) as secured:
+                    secured.recv(65536)
+                    secured.sendall(_ANSWER)
+
+    async def main(port: int) -> None:
+        for _ in range(tries):
+            transport = UpstreamTransport(keepalive_s=60, ssl_context=trusting)
+            async with httpx2.AsyncClient(transport=transport, timeout=None) as client:
+                with pytest.raises(httpx2.ConnectError):
+                    await client.get(f"https://localhost:{port}/")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        playing = threading.Thread(target=upstream, args=(listener,), daemon=True)
+        playing.start()
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(main(listener.getsockname()[1]))
+        playing.join(10)
+
+
+@pytest.mark.parametrize("name", ["a..example.com", f"{'a' * 64}.example.com"])
+async def test_a_name_that_cannot_be_looked_up_is_told_as_one(name: str) -> None:
+    async with httpx2.AsyncClient(transport=UpstreamTransport(keepalive_s=60), timeout=None) as client:
+        with pytest.raises(httpx2.ConnectError, match="its name"):
+            await client.get(f"http://{name}/")

@@ -119,7 +119,7 @@ async def test_a_webhook_that_fails_is_asked_again() -> None:
     assert len(set(bodies[:3])) == 1
 
 
-@pytest.mark.parametrize("fault", [httpx2.Response(500), httpx2.InvalidURL("no"), OSError("no")])
+@pytest.mark.parametrize("fault", [httpx2.Response(500), httpx2.InvalidURL("no"), OSError("no"), UnicodeError("no")])
 async def test_what_cannot_be_delivered_in_three_tries_is_dropped_and_the_next_is_tried(
     fault: httpx2.Response | Exception, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,42 +6,19 @@ import sys
 import zipfile
 from importlib.resources import files
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
 
-from tests.support.edge import Answer, call
-from tidegate.dashboard.endpoints import router
+from tests.support.pages import get_page
 from tidegate.dashboard.files import PAGE_POLICY, Html, asset, page
-from tidegate.http.errors import install_error_handlers
-from tidegate.http.middleware import with_edge
-from tidegate.setting_groups import HttpSettings
-from tidegate.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(file.name for file in (files("tidegate.dashboard") / "pages").iterdir())
 ASSETS = sorted(file.name for file in (files("tidegate.dashboard") / "assets").iterdir())
 
 
-async def get(path: str, *, method: str = "GET", public_url: str | None = None, **headers: str) -> Answer:
-    settings = Settings(environment="test", http=HttpSettings(public_url=public_url))
-    app = FastAPI()
-    install_error_handlers(app)
-    app.include_router(router)
-    edge = with_edge(app, settings)
-
-    async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-        board = SimpleNamespace(state="ready", is_ready=True)
-        await edge({**scope, "state": {"settings": settings, "health": board}}, receive, send)
-
-    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return await call(with_state, method, path, headers=raw)
-
-
 async def test_the_page_has_its_policy_and_is_kept_nowhere() -> None:
-    answer = await get("/", host="gateway.example.com:8000")
+    answer = await get_page("/", host="gateway.example.com:8000")
     assert answer.status == 200
     assert answer.values("content-security-policy") == [PAGE_POLICY]
     assert answer.values("cache-control") == ["no-store"]
@@ -50,13 +27,13 @@ async def test_the_page_has_its_policy_and_is_kept_nowhere() -> None:
 
 
 async def test_the_page_names_the_public_url_whatever_host_was_asked() -> None:
-    answer = await get("/", public_url="https://ai.example.com", host="evil.example")
+    answer = await get_page("/", public_url="https://ai.example.com", host="evil.example")
     assert b"https://ai.example.com/v1" in answer.body
     assert b"evil" not in answer.body
 
 
 async def test_a_host_is_no_html() -> None:
-    answer = await get("/", host='x"><script>alert(1)</script>')
+    answer = await get_page("/", host='x"><script>alert(1)</script>')
     assert b"<script>" not in answer.body
 
 
@@ -72,23 +49,23 @@ def test_no_page_has_script_style_or_a_handler_in_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ASSETS)
 async def test_an_asset_is_kept_and_asked_for_again(name: str) -> None:
-    first = await get(f"/assets/{name}")
+    first = await get_page(f"/assets/{name}")
     tag = first.header("etag") or ""
     assert (first.status, first.header("cache-control")) == (200, "no-cache")
     assert first.body == (files("tidegate.dashboard") / "assets" / name).read_bytes()
     assert first.values("x-content-type-options") == ["nosniff"]
     for known in (tag, f'"other", W/{tag}'):
-        again = await get(f"/assets/{name}", if_none_match=known)
+        again = await get_page(f"/assets/{name}", if_none_match=known)
         assert (again.status, again.body, again.header("etag")) == (304, b"", tag)
-    assert (await get(f"/assets/{name}", if_none_match='"other"')).status == 200
-    assert (await get(f"/assets/{name}", method="HEAD")).status == 200
+    assert (await get_page(f"/assets/{name}", if_none_match='"other"')).status == 200
+    assert (await get_page(f"/assets/{name}", method="HEAD")).status == 200
 
 
 @pytest.mark.parametrize(
     "name", ["nothing.css", "..%2f__init__.py", "../files.py", "%2e%2e/pages/front.html", "x" * 65, ""]
 )
 async def test_nothing_but_assets_is_served(name: str) -> None:
-    assert (await get(f"/assets/{name}")).status in (404, 422)
+    assert (await get_page(f"/assets/{name}")).status in (404, 422)
 
 
 def test_what_a_page_is_told_is_escaped() -> None:

@@ -225,6 +225,9 @@ async def test_a_kept_connection_that_broke_as_it_was_used_is_tried_once_more_on
     error, transport = await failed(a_request(), broke, httpx2.ReadError("reset"))
     assert (error.http_status, error.reached, len(transport.requests)) == (502, True, 2)
     assert error.message.startswith("The upstream 'one' closed the connection: ")
+    request = a_request()
+    error, _ = await failed(request, broke, httpx2.ConnectError("Connection refused"))
+    assert (error.reached, request.was_sent) == (False, False), "what broke was never begun there"
 
 
 @pytest.mark.parametrize("closed", CLOSED)

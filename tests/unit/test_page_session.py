@@ -38,7 +38,7 @@ PRODUCTION = Settings(environment="production")
 @pytest.mark.parametrize(("scheme", "settings"), [("http", PRODUCTION), ("https", PRODUCTION), ("https", None)])
 def test_cookies_are_secure_in_production_and_under_https(scheme: str, settings: Settings | None) -> None:
     cookies = PageCookies.of(_request([], scheme=scheme, settings=settings))
-    assert (cookies.access_name, cookies.refresh_name) == ("__Host-tidegate_access", "__Secure-tidegate_refresh")
+    assert (cookies.access_name, cookies.refresh_name) == ("__Host-tidegate_access", "__Host-tidegate_refresh")
     response = Response()
     cookies.give(response, access=("a", 1), refresh=("r", 2))
     cookies.take_back(response)

@@ -100,6 +100,8 @@ async def test_a_rate_limit_of_the_gateway_is_a_502_that_says_when_to_come_back(
     refusal = await refused(429, {"error": {"message": "slow down"}}, **{"X-Tidegate-Upstream-retry-after": "7"})
     assert (refusal.http_status, refusal.headers) == (502, {"Retry-After": "7"})
     assert (await refused(429, b"")).headers == {}
+    # As an answer's header it could not be written.
+    assert (await refused(429, b"", **{"X-Tidegate-Upstream-retry-after": "5 €"})).headers == {}
 
 
 @pytest.mark.parametrize("status", OTHERS)

@@ -102,6 +102,13 @@ async def test_what_names_nobody_is_counted_by_its_address_alone() -> None:
     await worker.tries.count("logout", Source(None, "192.0.2.8"))
 
 
+async def test_pages_without_their_cookie_are_not_one_account() -> None:
+    worker, most = OneWorker(), SENSITIVE["refresh"]
+    for n in range(most.by_account + 1):
+        await worker.tries.count("refresh", Source(None, f"192.0.2.{n}"))
+    assert {name.partition(":")[0] for name in worker.counters()} == {"refresh-address"}
+
+
 async def test_a_try_that_one_limit_refuses_does_not_count_in_the_other() -> None:
     worker = OneWorker()
     for _ in range(MOST.by_account):

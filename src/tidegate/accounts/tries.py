@@ -36,6 +36,8 @@ SensitiveName = Literal[
     "change-password",
     "change-email",
     "invite",
+    "sso-login",
+    "sso-callback",
 ]
 
 WINDOW_S: Final = 900
@@ -71,12 +73,19 @@ SENSITIVE: Final[Mapping[SensitiveName, Most]] = {
     "change-email": Most("user_id", by_account=5, by_address=20),
     # By who invites: each is an e-mail to an address of their choice.
     "invite": Most("caller_id", by_account=100, by_address=100),
+    # Nothing can be guessed, and an office behind one address comes in at nine: what is held off is a flood of calls of
+    # the provider.
+    "sso-login": Most(by_address=300),
+    "sso-callback": Most(by_address=300),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Whose try it is: the account or token as the request writes it, and the client's address where it is known."""
+    """Whose try it is: the account or token as the request writes it, and the client's address where it is known.
+
+    Who names no account (a page without its cookie) is counted by the address alone: all of them are not one account.
+    """
 
     account: str | None
     address: str | None
@@ -101,9 +110,9 @@ class Tries:
         by_address = f"{name}-address"
         labels = [by_address]
         checks = [self._check(by_address, network_of(source.address), most.by_address)]
-        if most.account is not None:
+        if most.account is not None and source.account is not None:
             labels.insert(0, f"{name}-{most.kind}")
-            checks.insert(0, self._check(labels[0], (source.account or "").strip().lower(), most.by_account))
+            checks.insert(0, self._check(labels[0], source.account.strip().lower(), most.by_account))
         entry = secrets.token_hex(16)
         reply = await self._desk.take(DEPLOYMENT_TAG, Asked(entry, tuple(checks)))
         if reply.said != "taken":

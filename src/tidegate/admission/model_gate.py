@@ -201,5 +201,5 @@ class _Lines:
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
             return msgspec.json.decode(line, type=Told)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Unavailable("the model's gate is not understood") from error

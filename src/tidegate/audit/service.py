@@ -46,7 +46,11 @@ class AuditReader:
         return AuditPage(data=[EventView.of(row) for row in shown], next=following)
 
     def _visible(self) -> ColumnElement[bool]:
-        return true() if self._is_admin else AuditEvent.workspace_id == self._caller.workspace_id
+        if self._is_admin:
+            return true()
+        # A log-in that was refused names an address of any workspace, or of nobody.
+        is_of_nobody = (AuditEvent.subject_kind == "user") & AuditEvent.subject_id.is_(None)
+        return (AuditEvent.workspace_id == self._caller.workspace_id) & is_of_nobody.is_not(true())
 
     async def _workspace(self, wanted: uuid.UUID) -> uuid.UUID:
         is_theirs = self._is_admin or wanted == self._caller.workspace_id

@@ -41,6 +41,7 @@ async def get_caller(request: Request) -> Principal:
     if context is not None:
         context.workspace_id = principal.workspace_id
         context.key_prefix = principal.key_prefix
+        context.user_id = principal.user_id if principal.key_id is None else None
     return principal
 
 

@@ -4,9 +4,10 @@ A browser sends cookies with requests that other sites make. So whatever a cooki
 request that the page itself makes: it has the header `X-Tidegate-CSRF: 1`, which no form and no plain cross-origin
 request can carry, and what the browser says of its origin (`Sec-Fetch-Site`, `Origin`) is this gateway.
 
-Under https, and always in production, cookies are Secure and their names begin with `__Host-` and `__Secure-`: no other
-host of the domain and nobody on an unencrypted connection can set one (RFC 6265bis, 4.1.3). A name without its prefix
-is then not read.
+Under https, and always in production, cookies are Secure and their names begin with `__Host-`: no other host of the
+domain and nobody on an unencrypted connection can set one (RFC 6265bis, 4.1.3), so nobody can sign a browser in as
+themselves. A name without the prefix is then not read. The prefix asks for the path `/`, so the refresh token comes
+with every request of the browser; only the routes of `REFRESH_PATH` look at it.
 """
 
 from dataclasses import dataclass
@@ -46,22 +47,22 @@ class PageCookies:
 
     @property
     def refresh_name(self) -> str:
-        return f"__Secure-{_REFRESH}" if self.is_secure else _REFRESH
+        return f"__Host-{_REFRESH}" if self.is_secure else _REFRESH
 
     def give(self, response: Response, *, access: tuple[str, int], refresh: tuple[str, int]) -> None:
         """Sets both: each a token and the seconds that it lives."""
-        self._set(response, self.access_name, access, "/")
-        self._set(response, self.refresh_name, refresh, REFRESH_PATH)
+        self._set(response, self.access_name, access)
+        self._set(response, self.refresh_name, refresh)
 
     def take_back(self, response: Response) -> None:
         """Has the browser forget both."""
-        self._set(response, self.access_name, ("", 0), "/")
-        self._set(response, self.refresh_name, ("", 0), REFRESH_PATH)
+        self._set(response, self.access_name, ("", 0))
+        self._set(response, self.refresh_name, ("", 0))
 
-    def _set(self, response: Response, name: str, value: tuple[str, int], path: str) -> None:
+    def _set(self, response: Response, name: str, value: tuple[str, int]) -> None:
         token, max_age = value
         response.set_cookie(
-            name, token, max_age=max_age, path=path, secure=self.is_secure, httponly=True, samesite="strict"
+            name, token, max_age=max_age, path="/", secure=self.is_secure, httponly=True, samesite="strict"
         )
 
 

@@ -7,6 +7,7 @@ algorithm is the settings', never the token's own choice; `crit` is refused, sin
 just issued; its end is exact.
 """
 
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -77,9 +78,9 @@ class AccessTokens:
         claims = self._claims(token)
         try:
             verified = AccessToken(
-                uuid.UUID(claims["sub"]), uuid.UUID(claims["sid"]), str(claims["jti"]), float(claims["exp"])
+                uuid.UUID(claims["sub"]), uuid.UUID(claims["sid"]), str(claims["jti"]), _moment(claims["exp"])
             )
-            begins = max(float(claims["iat"]), float(claims["nbf"]))
+            begins = max(_moment(claims["iat"]), _moment(claims["nbf"]))
         except (ValueError, TypeError, OverflowError, AttributeError):
             raise InvalidToken(f"The access token is not one of this gateway: {_SIGN_IN}") from None
         now = self._clock()
@@ -114,3 +115,10 @@ class AccessTokens:
             )
         except jwt.PyJWTError:
             raise InvalidToken(f"The access token is not one of this gateway: {_SIGN_IN}") from None
+
+
+def _moment(claim: Any) -> float:
+    """Unix seconds (RFC 7519, 2: NumericDate). Raises `ValueError` where it is no number, or none that ever comes."""
+    if isinstance(claim, bool) or not isinstance(claim, (int, float)) or not math.isfinite(claim):
+        raise ValueError("not a NumericDate")
+    return float(claim)

@@ -32,7 +32,7 @@ PAGE_POLICY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file that pages load. `etag` is of its content."""
+    """A file that browsers may keep. `etag` is of its content."""
 
     body: bytes
     media_type: str
@@ -57,6 +57,12 @@ def page(name: str, /, **values: str) -> HTMLResponse:
     )
 
 
+@cache
+def same_page(name: str, /, **values: Html) -> Asset:
+    """The page in `pages/` with these values, for one that is the same for everybody."""
+    return _asset(_template(name).substitute(values).encode(), "text/html; charset=utf-8")
+
+
 def asset(name: str) -> Asset | None:
     """The file of this name in `assets/`, None where there is none."""
     return _assets().get(name)
@@ -73,6 +79,9 @@ def _assets() -> MappingProxyType[str, Asset]:
     for file in (files(_PACKAGE) / "assets").iterdir():
         media_type = _MEDIA_TYPES.get(file.name.rpartition(".")[2])
         if media_type is not None:
-            body = file.read_bytes()
-            found[file.name] = Asset(body, media_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+            found[file.name] = _asset(file.read_bytes(), media_type)
     return MappingProxyType(found)
+
+
+def _asset(body: bytes, media_type: str) -> Asset:
+    return Asset(body, media_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"')

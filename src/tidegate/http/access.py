@@ -83,6 +83,8 @@ def _told(context: RequestContext, fields: dict[str, Any]) -> dict[str, Any]:
         fields["error_code"] = context.error_code
     if context.key_prefix is not None:
         fields["key"] = context.key_prefix
+    if context.user_id is not None:
+        fields["user"] = context.user_id
     if context.workspace_id is not None:
         fields["workspace"] = context.workspace_id
     if entry is not None:

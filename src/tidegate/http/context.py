@@ -1,8 +1,8 @@
 """What the edge knows of one request, from its first byte to its true end.
 
 `http.middleware` makes one for every HTTP request, puts it into the scope and writes the access line from it at the
-end. The floors below fill in what they learn: authentication sets `workspace_id` and `key_prefix`, the flow sets
-`entry` once the ledger's entry is terminal. Nothing here is shared between requests.
+end. The floors below fill in what they learn: authentication sets `workspace_id` and `key_prefix`, or `user_id` for who
+came without a key; the flow sets `entry` once the ledger's entry is terminal. Nothing here is shared between requests.
 """
 
 import re
@@ -45,6 +45,7 @@ class RequestContext:
         "content_length",
         "entry",
         "error_code",
+        "has_cookies",
         "hung_up",
         "key_prefix",
         "method",
@@ -54,6 +55,7 @@ class RequestContext:
         "started",
         "status",
         "user_agent",
+        "user_id",
         "workspace_id",
     )
 
@@ -75,6 +77,7 @@ class RequestContext:
         self.status: int | None = None
         self.content_encoding: bytes | None = None
         self.content_length: bytes | None = None
+        self.has_cookies = False
         self.bytes_sent = 0
         self.complete = False
         self.hung_up = False
@@ -82,6 +85,7 @@ class RequestContext:
         self.error_code: str | None = None
         self.key_prefix: str | None = None
         self.workspace_id: uuid.UUID | None = None
+        self.user_id: uuid.UUID | None = None
 
     @property
     def received_at(self) -> datetime:
@@ -103,6 +107,7 @@ class RequestContext:
         )
         context.content_length = headers.get(b"content-length")
         context.content_encoding = headers.get(b"content-encoding")
+        context.has_cookies = b"cookie" in headers
         return context
 
 

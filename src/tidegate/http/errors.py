@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Message, Scope, Send
 
 from tidegate.errors import InsufficientQuota, InternalError, InvalidRequest, TidegateError, ValidationFailed, envelope
@@ -38,6 +39,8 @@ _CODE_BY_STATUS = {
     504: "upstream_timeout",
 }
 _MOST_FAULTS = 50
+_LONGEST_NAME = 128
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class HttpError(TidegateError):
@@ -105,7 +108,10 @@ def from_faults(faults: Sequence[Mapping[str, Any]], *, on_api: bool) -> Tidegat
     if broken is not None:
         reason = broken.get("ctx", {}).get("error", broken["msg"])
         return InvalidRequest(f"The body is not valid JSON: {reason} at character {broken['loc'][-1]}.")
-    told = [{"loc": [*fault["loc"]], "message": _plain(fault["msg"])} for fault in faults[:_MOST_FAULTS]]
+    told = [
+        {"loc": [_shown(part) for part in fault["loc"]], "message": _plain(fault["msg"])}
+        for fault in faults[:_MOST_FAULTS]
+    ]
     lines = "; ".join(f"{param_of(fault['loc'])}: {_plain(fault['msg'])}" for fault in faults[:3])
     if on_api:
         return InvalidRequest(lines, param=param_of(faults[0]["loc"]) if faults else None)
@@ -125,8 +131,13 @@ def param_of(location: Iterable[str | int]) -> str:
         if isinstance(part, int):
             name += f"[{part}]"
         else:
-            name += f".{part}" if name else part
+            name += f".{_shown(part)}" if name else str(_shown(part))
     return name or "body"
+
+
+def _shown(part: str | int) -> str | int:
+    """A name that a caller chose is told as far as a person reads it: else an answer is as long as its request."""
+    return part if isinstance(part, int) or len(part) <= _LONGEST_NAME else f"{part[:_LONGEST_NAME]}…"
 
 
 async def _on_tidegate_error(request: Request, error: Exception) -> Response:
@@ -192,8 +203,16 @@ def _from_http_exception(error: HTTPException, scope: Scope) -> TidegateError:
         if error.status_code == 404:
             message = f"There is nothing at {method} {shown}."
         elif error.status_code == 405:
-            message = f"{method} is not allowed at {shown}; allowed: {_allowed(headers) or 'nothing'}."
+            headers = {"Allow": ", ".join(_methods_at(scope)) or _allowed(headers) or ""}
+            message = f"{method} is not allowed at {shown}; allowed: {headers['Allow'] or 'nothing'}."
     return HttpError(error.status_code, message, headers=headers)
+
+
+def _methods_at(scope: Scope) -> list[str]:
+    """Every method that this path has a route for (RFC 9110, 10.2.1); Starlette names those of the first alone."""
+    routes = scope["app"].router.routes if "app" in scope else ()
+    asked = ((method, {**scope, "method": method}) for method in _METHODS)
+    return [method for method, ask in asked if any(route.matches(ask)[0] is Match.FULL for route in routes)]
 
 
 def _allowed(headers: Mapping[str, str]) -> str | None:

@@ -31,10 +31,12 @@ class ManagementRouter(APIRouter):
         self._mark_routes_changed()
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return super().matches(scope) if self._is_open_to(scope) else (Match.NONE, {})
+        return super().matches(scope) if is_open_to(scope, self._port) else (Match.NONE, {})
 
-    def _is_open_to(self, scope: Scope) -> bool:
-        if self._port is None:
-            return True
-        server = scope.get("server")
-        return server is not None and server[1] == self._port
+
+def is_open_to(scope: Scope, port: int | None) -> bool:
+    """Whether management on this port, None for every port, answers who came by this connection."""
+    if port is None:
+        return True
+    server = scope.get("server")
+    return server is not None and server[1] == port

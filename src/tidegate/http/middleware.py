@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tidegate.http.access import AccessLog
 from tidegate.http.body_limit import BodyLimit
 from tidegate.http.context import HUNG_UP_KEY, SCOPE_KEY, RequestContext
+from tidegate.http.cookies import with_own_cookies
 from tidegate.http.cors import Cors
 from tidegate.http.entrance import Entrance
 from tidegate.http.errors import as_tidegate_error, internal_error, send_error
@@ -63,6 +64,8 @@ class RequestEdge:
             return
         context = RequestContext.of(scope)
         scope[SCOPE_KEY] = context
+        if context.has_cookies:
+            scope["headers"] = with_own_cookies(scope["headers"])
         # Never reset: the server's own last words on this request, said after us in the same task, bear the id too.
         bound_request_id.set(context.request_id)
         header = (b"x-request-id", context.request_id.encode())

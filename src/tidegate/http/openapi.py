@@ -3,11 +3,12 @@
 It is read from the route object: what it depends on, its method and what it takes. So a route that is added is told of
 rightly without anybody adding it here, and nothing hangs on a path's name but that validation under /v1 is a 400.
 
-A status is listed where the route can answer it: on every route what the edge itself refuses, and an error of the
-gateway. All errors have one schema, `ErrorEnvelope`; a route with a report of its own for one (`/health`) has both.
+A status is listed where a route of this kind can answer it: on every route what the edge itself refuses, and an error
+of the gateway. All errors have one schema, `ErrorEnvelope`; a route with a report of its own for one (`/health`) has
+both.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
 
 from fastapi.dependencies.models import Dependant
@@ -66,10 +67,10 @@ _SCHEMES: Final = {
         "type": "apiKey",
         "in": "cookie",
         "name": "tidegate_refresh",
-        "description": "What the page's session is renewed by. Under https the name begins with `__Secure-`.",
+        "description": "What the page's session is renewed by. Under https the name begins with `__Host-`.",
     },
 }
-_CALLER: Final = ({"bearer": []}, {"x-api-key": []}, {"page": []})
+_CALLER: Final[tuple[Json, ...]] = ({"bearer": []}, {"x-api-key": []}, {"page": []})
 _REQUEST_ID: Final = {
     "description": "The request's label: in every line of the log, and in every error.",
     "required": True,
@@ -149,7 +150,7 @@ class _Route:
         self._under_v1 = path.startswith(ROAD)
         self._changes = method not in ("GET", "HEAD")
         self._parts = tuple(_flat(dependant))
-        self._calls = [part.call for part in self._parts]
+        self._calls: list[object] = [part.call for part in self._parts]
         self._sensitive = [call for call in self._calls if isinstance(call, Sensitive)]
         self.wants_own_page = require_own_page in self._calls
         self.has_caller = get_caller in self._calls
@@ -190,16 +191,21 @@ def _tell(operation: Json, route: _Route) -> None:
     if route.wants_own_page:
         operation.setdefault("parameters", []).append(dict(_OWN_PAGE))
     responses = operation["responses"]
+    # FastAPI's own, of a form that no answer here has.
+    responses.pop("422", None)
     for status in sorted(route.statuses()):
         written = str(status)
         own = responses.get(written)
-        if own is None or written == "422":
+        # A route's own reference comes back from FastAPI with a description beside it.
+        if own is None or "$ref" in own:
             responses[written] = {"$ref": f"#/components/responses/{written}"}
         else:
             schema = own["content"]["application/json"]["schema"]
             responses[written] = _error_answer(status, {"allOf": [_ENVELOPE, schema]})
     for written, answer in responses.items():
-        if "$ref" not in answer and int(written) < 400:
+        if "$ref" in answer:
+            responses[written] = {"$ref": answer["$ref"]}
+        elif int(written) < 400:
             answer["description"] = _DONE.get(int(written), "Done.")
             answer.setdefault("headers", {})["X-Request-ID"] = {"$ref": "#/components/headers/RequestId"}
     operation["responses"] = dict(sorted(responses.items()))

@@ -9,28 +9,22 @@ from starlette.responses import JSONResponse, Response
 from tidegate.http.road import RoadRoute
 from tidegate.inference.dependencies import GatewayDep, InferenceCaller
 from tidegate.inference.response import RoadResponse
+from tidegate.inference.schemas import CHAT, CHAT_ANSWERS, AnthropicModel, AnthropicModels, OpenAIModel, OpenAIModels
 from tidegate.inference.wire import ChatRequest
 from tidegate.routing.catalogue import Model
 from tidegate.routing.plan import plan, usable_models
-
-_CHAT_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
-    }
-}
 
 router = APIRouter(tags=["inference"])
 road = APIRouter(tags=["inference"], route_class=RoadRoute)
 
 
-@road.post("/v1/chat/completions", openapi_extra=_CHAT_BODY, response_class=Response)
+@road.post("/v1/chat/completions", openapi_extra=CHAT, responses=CHAT_ANSWERS, response_class=Response)
 async def chat_completions(caller: InferenceCaller, gateway: GatewayDep) -> Response:
     """OpenAI's chat completions, streamed or not."""
     return RoadResponse(gateway, caller)
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses={200: {"model": OpenAIModels | AnthropicModels}})
 async def list_models(request: Request, caller: InferenceCaller, gateway: GatewayDep) -> JSONResponse:
     """The models that the caller may name; in Anthropic's form where `anthropic-version` asks for it."""
     models = usable_models(gateway.catalogue, caller)
@@ -41,7 +35,7 @@ async def list_models(request: Request, caller: InferenceCaller, gateway: Gatewa
     return JSONResponse({"object": "list", "data": [_openai_model(model.name, model) for model in models]})
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:path}", responses={200: {"model": OpenAIModel | AnthropicModel}})
 async def get_model(
     model_id: Annotated[str, Path(min_length=1, max_length=256)],
     request: Request,

@@ -48,12 +48,13 @@ async def refusal_of(answer: Answer, upstream: str, *, key: str | None = None) -
             upstream_status=status,
         )
     if status == 429:
-        retry_after = answer.passed_headers.get("X-Tidegate-Upstream-retry-after")
+        retry_after = answer.passed_headers.get("X-Tidegate-Upstream-retry-after", "")
         return UpstreamError(
             f"The upstream {upstream!r} limits the gateway's rate (429). Try again later.",
             upstream=upstream,
             upstream_status=status,
-            headers={"Retry-After": retry_after} if retry_after else None,
+            # Seconds, or a date (RFC 9110, 10.2.3): other characters may be none that a header of ours can hold.
+            headers={"Retry-After": retry_after} if retry_after and retry_after.isascii() else None,
         )
     detail = _detail(body)
     if status in _PASSED_ON and detail is not None:

@@ -47,7 +47,10 @@ class StreamCopy:
 
     def body(self) -> bytes | None:
         """The whole answer; None where it is too large, or not all of it was understood."""
-        return None if self._collector is None else self._collector.body()
+        try:
+            return None if self._collector is None else self._collector.body()
+        except UpstreamError:
+            return None
 
 
 def finish_reason_of(body: bytes, choices: int) -> str | None:
@@ -60,7 +63,9 @@ def finish_reason_of(body: bytes, choices: int) -> str | None:
         if answer.get("error") or len(given) != choices:
             return None
         reasons = [choice["finish_reason"] for choice in given if _is_plain(choice["message"])]
-    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        # What is nested deeper than it can be written again is a stream for nobody; a stream adds no level.
+        orjson.dumps(answer)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, AttributeError, KeyError, TypeError):
         return None
     if len(reasons) != choices or not all(reason in _WORTH_KEEPING for reason in reasons):
         return None

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from tidegate.limits.metered import Amount, MeteredAmount, check_amount, check_window
 from tidegate.limits.models import KeyPolicy, LimitRow
@@ -71,9 +72,9 @@ class ChangedLimit(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
-    amount: Amount | None = None
-    action: Action | None = None
-    on_overrun: Overrun | None = None
+    amount: Amount | SkipJsonSchema[None] = None
+    action: Action | SkipJsonSchema[None] = None
+    on_overrun: Overrun | SkipJsonSchema[None] = None
 
     @field_validator("*", mode="before")
     @classmethod

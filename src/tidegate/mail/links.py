@@ -20,6 +20,11 @@ class Links:
     def __init__(self, settings: Settings) -> None:
         self._base = settings.http.public_url or _own_address(settings)
 
+    @property
+    def base(self) -> str | None:
+        """This gateway as people open it; None where no setting says it."""
+        return self._base
+
     def require_ready(self) -> None:
         """Raises `MailRefused` where nothing says what this gateway is called."""
         if self._base is None:

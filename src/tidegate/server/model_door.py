@@ -81,7 +81,7 @@ class Door:
             else:
                 is_ready = self._slots.opened.is_set()
                 _tell(writer, Told(ready=is_ready, in_use=self._slots.in_use, waiting=self._slots.waiting))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             # Nobody there any more (a deadline is an `OSError`), or nobody who speaks as a worker does.
             return
         finally:

@@ -38,6 +38,7 @@ _REQUEST_LOGGERS = ("uvicorn.access", "gunicorn.access")
 _STDOUT = 1
 _CUT = " […] "
 _SHORTEST_CUT = 1024
+_OF_SEVERAL_LINES = ("exception", "stack")
 
 
 class LineHandler(logging.Handler):
@@ -153,13 +154,17 @@ def _formatter(process: str, *, console: bool) -> ProcessorFormatter:
     def rendered(_: WrappedLogger, __: str, event_dict: EventDict) -> str:
         return render(dict(event_dict))
 
-    last: Any = rendered
+    def visible(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
+        return {name: _visible(value, name) for name, value in event_dict.items()}
+
+    last: list[Any] = [rendered]
     if console:
         # Without an `exc_info` of its own to show, this renderer never prints locals.
-        last = structlog.dev.ConsoleRenderer(
+        renderer = structlog.dev.ConsoleRenderer(
             timestamp_key="ts", sort_keys=False, exception_formatter=structlog.dev.plain_traceback
         )
-    return ProcessorFormatter(processors=[ordered, redacted, last])
+        last = [visible, renderer]
+    return ProcessorFormatter(processors=[ordered, redacted, *last])
 
 
 def _ordered(event_dict: EventDict, level: str, process: str) -> EventDict:
@@ -217,6 +222,16 @@ def _dumps(fields: dict[str, Any]) -> bytes:
         # Integers past 64 bits and lone surrogates.
         plain = {name: str(value).encode("utf-8", "backslashreplace").decode() for name, value in fields.items()}
         return orjson.dumps(plain)
+
+
+def _visible(value: Any, name: str) -> Any:
+    """A text as a terminal may be shown it: what a caller wrote moves no cursor and begins no line (CWE-150)."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    kept = "\n\t" if name in _OF_SEVERAL_LINES else ""
+    return "".join(
+        sign if sign.isprintable() or sign in kept else sign.encode("unicode_escape").decode() for sign in value
+    )
 
 
 def _shortened(text: str, length: int) -> str:

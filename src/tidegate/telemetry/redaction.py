@@ -27,8 +27,9 @@ _RULES = (
     (re.compile(r"\bAIza[A-Za-z0-9_-]{30,}"), f"AIza{REDACTED}"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"), REDACTED),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {REDACTED}"),
-    # SQLAlchemy takes everything up to the last @ as the password, a slash included.
-    (re.compile(r"(://[^\s:/@\"'?#]*:)[^\s\"'?#]+@"), rf"\1{REDACTED}@"),
+    # SQLAlchemy takes everything up to the last @ as the password, a slash included. Bounded, or a text of nothing but
+    # `://` takes the square of its length.
+    (re.compile(r"(://[^\s:/@\"'?#]*:)[^\s\"'?#]{1,1024}@"), rf"\1{REDACTED}@"),
     # A token in the place of the user: no name is so long.
     (re.compile(r"(https?://)[^\s:/@\"'?#]{20,}@"), rf"\1{REDACTED}@"),
     (

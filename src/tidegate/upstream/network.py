@@ -140,14 +140,6 @@ class UpstreamStream(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def secure(self, context: ssl.SSLContext, host: str) -> None:
-        """From here it is TLS, with a certificate for `host`. Raises `OSError`; the caller then closes it."""
-        assert self._transport is not None
-        loop = asyncio.get_running_loop()
-        secured = await loop.start_tls(self._transport, self, context, server_hostname=host)
-        assert secured is not None
-        self._transport = secured
-
     async def _change(self, timeout: float | None) -> None:  # noqa: ASYNC109
         """Waits until something happens to the connection. Raises `TimeoutError`."""
         self._waiter = asyncio.get_running_loop().create_future()
@@ -179,27 +171,28 @@ async def connect(
     """
     try:
         async with asyncio.timeout(timeout):
-            stream = await _connect_tcp(host, port, find)
-            if ssl_context is not None:
-                try:
-                    await stream.secure(ssl_context, host)
-                except BaseException:
-                    stream.close()
-                    raise
+            return await _connect(host, port, ssl_context, find)
     except TimeoutError as error:
         raise httpx2.ConnectTimeout(str(error)) from error
+    except UnicodeError as error:
+        # A name with an empty label, or one of more than 63 characters.
+        raise httpx2.ConnectError("its name is none that can be looked up") from error
     except OSError as error:
-        raise httpx2.ConnectError(error.strerror or str(error)) from error
-    return stream
+        raise httpx2.ConnectError(error.strerror or str(error) or type(error).__name__) from error
 
 
-async def _connect_tcp(host: str, port: int, find: Find) -> UpstreamStream:
+async def _connect(host: str, port: int, ssl_context: ssl.SSLContext | None, find: Find) -> UpstreamStream:
     loop = asyncio.get_running_loop()
     addresses = await allowed_addresses(host, port, find=find)
     sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_AFTER_S, loop=loop)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _, stream = await loop.create_connection(UpstreamStream, sock=sock)
+        # Not `start_tls` on a connection that stands: under uvloop, what came before the handshake was read as if it
+        # had come by TLS, and anybody on the way could forge an answer.
+        secured_for = None if ssl_context is None else host
+        _, stream = await loop.create_connection(
+            UpstreamStream, sock=sock, ssl=ssl_context, server_hostname=secured_for
+        )
     except BaseException:
         sock.close()
         raise

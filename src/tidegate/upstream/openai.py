@@ -138,6 +138,7 @@ class OpenAIProvider:
             except KeptConnectionBroke:
                 if time.perf_counter() - began > _STALE_CONNECTION_WITHIN_S:
                     raise
+                request.was_sent = False
                 response = await self._send(request, anew=True)
         except httpx2.TransportError as error:
             raise _failure(error, request) from error

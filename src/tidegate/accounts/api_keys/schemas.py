@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from tidegate.accounts.key_secrets import LONGEST_OVERLAP
 from tidegate.accounts.schemas import AddressesOfKey, Email, Future, Input, KeyFields, ModelsOfKey, Name
@@ -34,7 +35,11 @@ def _in_seconds(value: Any) -> Any:
 Overlap = Annotated[
     int,
     Field(ge=0, le=int(LONGEST_OVERLAP.total_seconds())),
-    BeforeValidator(_in_seconds, json_schema_input_type=int | str),
+    BeforeValidator(
+        _in_seconds,
+        json_schema_input_type=Annotated[int, Field(ge=0, le=int(LONGEST_OVERLAP.total_seconds()))]
+        | Annotated[str, Field(pattern=f"^{_LENGTH.pattern}$")],
+    ),
 ]
 
 
@@ -60,10 +65,10 @@ class KeyForm(KeyFields):
 class ChangedKey(Input):
     """What may change of a key. Null takes a bound away: every model, no expiry, from anywhere."""
 
-    name: Name | None = None
+    name: Name | SkipJsonSchema[None] = None
     models: ModelsOfKey | None = None
     expires_at: Future | None = None
-    trusts_attribution: bool | None = None
+    trusts_attribution: bool | SkipJsonSchema[None] = None
     allowed_addresses: AddressesOfKey | None = None
 
     @field_validator("name", "trusts_attribution", mode="before")

@@ -241,9 +241,21 @@ class CallersKeys:
             await session.flush()
             return account
         if self._caller.user_id is not None:
-            return await session.get_one(User, self._caller.user_id)
+            return await self._owner_here(session, self._caller.user_id)
         own = await session.get_one(ApiKey, self._caller.key_id)
         return await session.get_one(ServiceAccount, own.owner_service_account_id)
+
+    async def _owner_here(self, session: AsyncSession, user_id: uuid.UUID) -> User:
+        """Raises `PermissionDenied` for one who has moved: a key belongs to its owner's workspace, and that is not the
+        caller's any more.
+        """
+        owner = await session.get_one(User, user_id)
+        if owner.workspace_id != self._caller.workspace_id:
+            raise PermissionDenied(
+                "Whose credentials these are belongs to another workspace by now, and so would the key: "
+                "with a key make one of a service account ('service_account': true), else sign in again."
+            )
+        return owner
 
 
 async def _named_owner(session: AsyncSession, email: str, workspace_id: uuid.UUID | None) -> User:

@@ -11,15 +11,21 @@ from tidegate.accounts.dependencies import CookieToEnd, CookieToRefresh, LoggedI
 from tidegate.accounts.sign_ins.dependencies import ClientDep, SignInsDep, never_stored
 from tidegate.accounts.sign_ins.schemas import PageSession
 from tidegate.accounts.sign_ins.service import IssuedTokens
-from tidegate.auth.page_session import REFRESH_PATH, PageCookies, require_own_page
+from tidegate.auth.page_session import REFRESH_PATH, PageCookies, refresh_cookie, require_own_page
 from tidegate.errors import MissingCredentials
 
 router = APIRouter(prefix=REFRESH_PATH, tags=["page"], dependencies=[Depends(require_own_page), Depends(never_stored)])
 
 
 @router.post("/login")
-async def page_login(issued: LoggedIn, request: Request, response: Response) -> PageSession:
-    """Signs the page in by an e-mail address and its password."""
+async def page_login(
+    issued: LoggedIn, request: Request, response: Response, sign_ins: SignInsDep, client: ClientDep
+) -> PageSession:
+    """Signs the page in by an e-mail address and its password, and ends the sign-in that this browser had."""
+    before = refresh_cookie(request)
+    if before is not None:
+        # Its tokens are overwritten below: nobody could end it any more, and a thief of them could go on.
+        await sign_ins.end_by_refresh_token(before, client)
     return give_session(issued, request, response)
 
 

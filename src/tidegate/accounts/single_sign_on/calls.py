@@ -1,8 +1,7 @@
 """Calls to the provider, and what is kept of their answers.
 
-A call has five seconds in all, an answer 256 KiB, and no redirect is followed: where the provider leads elsewhere, a
-secret or a code would go there. What it says of itself is fetched when it is needed, once for all who wait, and kept for
-some minutes.
+A call has five seconds in all, an answer 256 KiB, and no redirect is followed: where one leads, a secret or a code
+would go. What the provider says of itself is fetched when it is needed, once for all who wait, and kept for a while.
 """
 
 import asyncio
@@ -14,6 +13,7 @@ import httpx2
 import msgspec
 
 from tidegate.errors import Unavailable, UpstreamError
+from tidegate.upstream.transport import ANEW
 
 DEADLINE_S: Final = 5.0
 MOST_BYTES: Final = 256 * 1024
@@ -53,7 +53,14 @@ class Calls:
         try:
             async with asyncio.timeout(self._deadline_s):
                 sending = self._client.stream(
-                    method, url, headers=sent, content=content, follow_redirects=False, timeout=self._deadline_s
+                    method,
+                    url,
+                    headers=sent,
+                    content=content,
+                    follow_redirects=False,
+                    timeout=self._deadline_s,
+                    # One that was kept may be closed just as it is used, and a code cannot be sent twice.
+                    extensions={ANEW: True},
                 )
                 async with sending as response:
                     body = await _body(response, what)

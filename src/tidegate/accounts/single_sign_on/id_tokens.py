@@ -1,6 +1,6 @@
 """ID tokens: whether one is this provider's, for this client, of this log-in, and still good.
 
-Sources: OpenID Connect Core 1.0, 3.1.3.7 (what a client checks); RFC 8725, 3.1 (the algorithms are ours to choose, never
+Sources: OpenID Connect Core 1.0, 3.1.3.7 (what a client checks); RFC 8725, 3.1 (the algorithms are ours to choose, not
 the token's); RFC 7517, 5 (keys that are not understood are passed over).
 """
 

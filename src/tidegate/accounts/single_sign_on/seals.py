@@ -1,7 +1,7 @@
 """Sealing a log-in under way, so that its browser may keep it: AES-256-GCM under keys made of those of access tokens.
 
-The gateway keeps nothing of it, so any worker can finish what another began. Nobody reads or changes what is sealed, and
-what was sealed for another provider or another client does not open. A key that is rotated out closes what it sealed.
+The gateway keeps nothing of it, so any worker can finish what another began. Nobody reads or changes what is sealed,
+and what was sealed for another provider or client does not open. A key that is rotated out closes what it sealed.
 """
 
 import base64

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from tidegate.accounts.models import User, Workspace
 from tidegate.accounts.schemas import Email, Input, Name, NewPassword
@@ -26,9 +27,9 @@ class UserForm(Input):
 class ChangedUser(Input):
     """What may change of a user."""
 
-    role: Role | None = None
-    workspace_id: Id | None = None
-    disabled: bool | None = None
+    role: Role | SkipJsonSchema[None] = None
+    workspace_id: Id | SkipJsonSchema[None] = None
+    disabled: bool | SkipJsonSchema[None] = None
 
     @field_validator("role", "workspace_id", "disabled", mode="before")
     @classmethod

@@ -102,7 +102,7 @@ class CallersUsers:
         """Raises `PermissionDenied`, `NotFound` for a user or workspace, `Conflict` for the last admin."""
         self._require_admin()
         async with self._database.transaction() as session:
-            admins = await _held_admins(session) if change.may_end_an_admin else None
+            admins = await held_admins(session) if change.may_end_an_admin else None
             user = await locked_user(session, user_id)
             if user is None:
                 raise _no_user(user_id)
@@ -153,7 +153,7 @@ class CallersUsers:
             note(session, self._actor, Event("user.changed", user.workspace_id, of_user(user), details=changed))
 
 
-async def _held_admins(session: AsyncSession) -> list[uuid.UUID]:
+async def held_admins(session: AsyncSession) -> list[uuid.UUID]:
     """The enabled admins, locked in one order: who waited sees what the other left."""
     query = select(User.id).where(User.role == "admin", User.disabled_at.is_(None)).order_by(User.id)
     return list(await session.scalars(query.with_for_update()))

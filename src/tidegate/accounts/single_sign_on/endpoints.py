@@ -1,0 +1,77 @@
+"""Single sign-on over HTTP: whether there is any, the way to the provider, and the way back."""
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Query, Response, status
+from fastapi.responses import HTMLResponse, RedirectResponse
+from starlette.requests import Request
+
+from tidegate.accounts.sign_ins.dependencies import never_stored
+from tidegate.accounts.sign_ins.endpoints import give_session
+from tidegate.accounts.sign_ins.service import Client
+from tidegate.accounts.single_sign_on.dependencies import (
+    AnswerDep,
+    CountedCallback,
+    CountedLogin,
+    OpenedProviderDep,
+    PendingCookieDep,
+    SingleSignOnDep,
+)
+from tidegate.accounts.single_sign_on.landing import landing_page
+from tidegate.accounts.single_sign_on.schemas import SingleSignOnState
+from tidegate.errors import TidegateError
+
+# Beside those of every route of its kind: it is off; an account is being changed; the provider fails.
+_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    code: {"$ref": f"#/components/responses/{code}"} for code in (404, 409, 502)
+}
+
+router = APIRouter(prefix="/auth/sso", tags=["page"], dependencies=[Depends(never_stored)])
+
+
+@router.get("")
+async def single_sign_on_state(opened: OpenedProviderDep) -> SingleSignOnState:
+    """Whether people can sign in by a provider here, and what a page calls that."""
+    return SingleSignOnState(enabled=opened is not None, label=opened.settings.label if opened else None)
+
+
+@router.get(
+    "/login",
+    status_code=status.HTTP_302_FOUND,
+    response_class=RedirectResponse,
+    dependencies=[CountedLogin],
+    responses=_ERRORS,
+)
+async def single_sign_on_login(
+    single_sign_on: SingleSignOnDep,
+    cookie: PendingCookieDep,
+    response: Response,
+    next_path: Annotated[str, Query(alias="next", max_length=8192)] = "/",
+) -> RedirectResponse:
+    """Sends a browser to the provider. It is led on to `next` afterwards where that is a path of this gateway."""
+    begun = await single_sign_on.begin(next_path)
+    redirect = RedirectResponse(begun.url, status.HTTP_302_FOUND, headers=dict(response.headers))
+    redirect.headers.append("Set-Cookie", cookie.given(begun.sealed))
+    return redirect
+
+
+@router.get("/callback", response_class=HTMLResponse, dependencies=[CountedCallback], responses=_ERRORS)
+async def single_sign_on_callback(
+    single_sign_on: SingleSignOnDep,
+    answer: AnswerDep,
+    cookie: PendingCookieDep,
+    request: Request,
+    response: Response,
+) -> HTMLResponse:
+    """Signs a page in by what the provider answered, in the browser that began it, and leads it on."""
+    client = Client.of(request)
+    pending = await single_sign_on.recognise(answer, request.cookies.get(cookie.name), client)
+    try:
+        issued = await single_sign_on.finish(answer, pending, client)
+    except TidegateError as error:
+        error.headers["Set-Cookie"] = cookie.taken_back()
+        raise
+    page = HTMLResponse(landing_page(pending.next_path), headers=dict(response.headers))
+    give_session(issued, request, page)
+    page.headers.append("Set-Cookie", cookie.taken_back())
+    return page

@@ -1,0 +1,99 @@
+"""Where a browser is sent and what is linked to: never where a caller says.
+
+Every route that is read is asked with every name by which servers are told of a place to go on to.
+"""
+
+import itertools
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+from tests.security.attacked import PUBLIC_URL, Attacked
+from tests.security.routes import routes
+from tests.support.smtp import MailServer
+from tests.support.waiting import eventually
+
+EVIL: Final = "evil.example"
+NAMES: Final = ("next", "url", "redirect", "redirect_uri", "return_to", "continue", "dest", "state", "RelayState", "iss")
+PLACES: Final = (
+    f"https://{EVIL}/",
+    f"//{EVIL}/",
+    f"/\\{EVIL}/",
+    f"\\\\{EVIL}",
+    f"https:{EVIL}",
+    f"/%2f{EVIL}",
+    f"/\t/{EVIL}",
+    f"///{EVIL}",
+    f"https://gateway.example.com@{EVIL}/",
+    f"https://gateway.example.com.{EVIL}/",
+    f"javascript:fetch('//{EVIL}')",
+    f"data:text/html,<script src=//{EVIL}></script>",
+    f"/x\r\nLocation: https://{EVIL}/",
+    f"/#//{EVIL}",
+)
+HOSTS: Final = (
+    {"Host": EVIL},
+    {"X-Forwarded-Host": EVIL},
+    {"X-Forwarded-Proto": "javascript", "X-Forwarded-Host": EVIL},
+    {"Forwarded": f"host={EVIL};proto=https"},
+    {"X-Original-Host": EVIL, "X-Host": EVIL},
+    {"Referer": f"https://{EVIL}/", "Origin": f"https://{EVIL}"},
+)
+
+
+def leads_away(location: str) -> bool:
+    """Whether a browser would leave this gateway, and what it is set up with, by this."""
+    # As browsers read it: backslashes are slashes, and control characters are nothing (WHATWG URL, 4.4).
+    read = re.sub(r"[\x00-\x20]", "", location).replace("\\", "/")
+    parts = urlsplit(read)
+    return read.startswith("//") or parts.scheme not in ("", "http", "https") or EVIL in (parts.netloc or "")
+
+
+async def test_no_route_sends_a_browser_where_its_caller_says(attacked: Attacked) -> None:
+    reading = [route for route in routes() if route.method == "GET"]
+    assert len(reading) > 25
+    sent = 0
+    for route in reading:
+        for by, place in itertools.product((None, "admin"), PLACES):
+            query = dict.fromkeys(NAMES, place)
+            answer = await attacked.call("GET", route.url(), by=by, params=query)
+            names = [query] if answer.status_code < 400 else [{name: place} for name in ("next", "state")]
+            for params in names:
+                answer = await attacked.call("GET", route.url(), by=by, params=params)
+                location = answer.headers.get("location")
+                assert location is None or not leads_away(location), f"{route} {params}: {location}"
+                assert "refresh" not in answer.headers, route
+                if answer.headers.get("content-type", "").startswith("text/html"):
+                    assert EVIL not in answer.text, f"{route} {params} says it in a page"
+                sent += 1
+    assert sent > 700
+
+
+async def test_no_redirect_is_built_from_a_host_that_a_caller_names(attacked: Attacked) -> None:
+    for route, headers in itertools.product(routes(), HOSTS):
+        for path in (route.url(), route.url() + "/", f"/{EVIL}/..{route.url()}", f"//{EVIL}{route.url()}"):
+            # A way to another host is not asked for here but by its name: the client would go there.
+            target = path if not path.startswith("//") else f"/{path}"
+            answer = await attacked.call(route.method, target, headers=headers)
+            location = answer.headers.get("location")
+            assert location is None or not leads_away(location), f"{route} {headers}: {location}"
+            linked = " ".join(answer.headers.get(name, "") for name in ("link", "content-location", "refresh"))
+            assert EVIL not in linked, f"{route} {headers}"
+
+
+async def test_links_in_e_mails_lead_to_the_gateway_whatever_host_asked(attacked: Attacked, mail: MailServer) -> None:
+    for headers in HOSTS:
+        mail.received.clear()
+        told = {"email": "member@example.com"}
+        assert (await attacked.call("POST", "/auth/password/forgot", json=told, headers=headers)).status_code == 202
+        invited = await attacked.call(
+            "POST", "/api/invitations", by="admin", json={"email": "new@example.com"}, headers=headers
+        )
+        assert invited.status_code == 201
+        await eventually(lambda: len(mail.received) == 2)
+        for received in mail.received:
+            text = "".join(str(part.get_content()) for part in received.message.walk() if not part.is_multipart())
+            links = re.findall(r"https?://[^\s\"'<>]+", text)
+            assert links
+            assert all(link.startswith(f"{PUBLIC_URL}/") for link in links), links
+            assert EVIL not in text
