@@ -98,6 +98,7 @@ class AuthSettings(Group):
     )
     access_token_minutes: int = Field(15, ge=1, le=60, description="1 to 60")
     sign_in_days: int = Field(30, ge=1, le=365, description="how long a sign-in is refreshed before the next log-in")
+    sign_in_idle_days: int = Field(7, ge=1, le=365, description="and for how long at most without being refreshed")
 
     @field_validator("jwt_keys", "api_key_peppers")
     @classmethod

@@ -48,6 +48,43 @@ async def test_a_kept_connection_that_breaks_before_it_answers_says_so(
             await sending
 
 
+WAITED_IN_VAIN = b"HTTP/1.1 408 Request Timeout\r\nConnection: %s\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("said", [b"close", b"foo, Close"])
+async def test_a_kept_connection_that_was_waited_on_in_vain_counts_as_broken(
+    said: bytes, client: UpstreamClient, upstream: RawUpstream
+) -> None:
+    # On the way as the request goes out: before it was read, and before all of it was taken.
+    for body in (b"hi", LARGE):
+        peer = await exchange(client, upstream, None, HELLO)
+        sending = sent(client, upstream.url, body)
+        await peer.head()
+        await peer.say(WAITED_IN_VAIN % said)
+        with pytest.raises(KeptConnectionBroke, match="408"):
+            await sending
+        await peer.closed()
+
+
+async def test_a_408_of_a_new_connection_or_of_one_that_goes_on_is_the_answer(
+    client: UpstreamClient, upstream: RawUpstream
+) -> None:
+    sending = sent(client, upstream.url)
+    peer = await upstream.peer()
+    await peer.request()
+    await peer.say(WAITED_IN_VAIN % b"close")
+    response = await sending
+    assert response.status_code == 408
+    await response.aclose()
+    peer = await exchange(client, upstream, None, HELLO)
+    sending = sent(client, upstream.url)
+    await peer.request()
+    await peer.say(WAITED_IN_VAIN % b"keep-alive")
+    response = await sending
+    assert response.status_code == 408
+    await response.aclose()
+
+
 async def test_one_that_breaks_while_it_answers_is_not_taken_for_stale(
     client: UpstreamClient, upstream: RawUpstream
 ) -> None:

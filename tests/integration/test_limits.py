@@ -238,6 +238,10 @@ async def test_a_key_with_manage_acts_in_its_own_workspace_alone(api: LimitsApi)
     assert elsewhere.status_code == 404
     of_stranger = {"scope": "user", "subject": str(api.users["stranger"])}
     assert (await api.call("POST", by=manage, json=A_BUDGET | of_stranger)).status_code == 422
+    # Who is where is not told either.
+    for name in ("stranger", "member"):
+        subject = {"scope": "user", "subject": str(api.users[name]), "workspace_id": str(api.research)}
+        assert (await api.call("POST", by=manage, json=A_BUDGET | subject)).status_code == 404
     assert (await api.call("PUT", "/key-policies", by=manage, json={"data": []})).status_code == 403
     assert (await api.call("DELETE", f"/{own['id']}", by=manage)).status_code == 204
     assert len(await api.listed()) == 2

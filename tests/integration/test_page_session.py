@@ -67,7 +67,7 @@ def _refused(answer: httpx2.Response, status: int, code: str) -> str:
 async def test_a_page_signs_in_refreshes_and_signs_out_and_never_sees_a_token(page: Page) -> None:
     answer = await page.send("POST", "/auth/page/login", body=BODY)
     assert answer.status_code == 200
-    assert answer.json() == {"expires_in": 900, "refresh_expires_in": 30 * 24 * 3600}
+    assert answer.json() == {"expires_in": 900, "refresh_expires_in": 7 * 24 * 3600}
     assert answer.headers["cache-control"] == "no-store"
     assert await page.me() == 200
     before = {name: morsel.value for name, morsel in page.cookies.items()}
@@ -88,7 +88,7 @@ async def test_cookies_of_plain_http_outside_production(page: Page) -> None:
     answer = await page.send("POST", "/auth/page/login", body=BODY)
     lines = sorted(answer.headers.get_list("set-cookie"))
     assert [line.partition("=")[0] for line in lines] == [ACCESS, REFRESH]
-    for line, age in zip(lines, (900, 30 * 24 * 3600), strict=True):
+    for line, age in zip(lines, (900, 7 * 24 * 3600), strict=True):
         parts = {part.strip() for part in line.split(";")[1:]}
         assert parts == {"HttpOnly", f"Max-Age={age}", "Path=/", "SameSite=strict"}
 

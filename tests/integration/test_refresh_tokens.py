@@ -46,13 +46,13 @@ class Desk:
         self.told: list[uuid.UUID] = []
         self.sign_ins = self.at(database)
 
-    def at(self, database: Database) -> SignIns:
+    def at(self, database: Database, *, idle: timedelta | None = None) -> SignIns:
         tokens = AccessTokens(keyrings().jwt, minutes=15)
 
         async def tell(user_id: uuid.UUID) -> None:
             self.told.append(user_id)
 
-        return SignIns(database, tokens, lifetime=LIFETIME, changed=tell, clock=self.clock)
+        return SignIns(database, tokens, lifetime=LIFETIME, idle=idle, changed=tell, clock=self.clock)
 
     async def begin(self) -> IssuedTokens:
         return await self.sign_ins.begin(self.user, CLIENT, "password")
@@ -121,6 +121,32 @@ async def test_refreshing_does_not_prolong_a_sign_in(desk: Desk) -> None:
     with pytest.raises(TokenExpired):
         await desk.refresh(issued)
     assert await desk.reuses() == 0
+
+
+async def test_a_sign_in_that_is_not_refreshed_for_long_has_expired(desk: Desk) -> None:
+    desk.sign_ins = desk.at(desk.database, idle=timedelta(days=7))
+    first = await desk.begin()
+    assert first.refresh_expires_in == 7 * 24 * 3600
+    desk.clock.now += timedelta(days=7) - timedelta(seconds=1)
+    second = await desk.refresh(first)
+    assert second.refresh_expires_in == 7 * 24 * 3600
+    assert [row.id for row in await desk.sign_ins.live(desk.user.id)] == [second.sign_in_id]
+    desk.clock.now += timedelta(days=7)
+    with pytest.raises(TokenExpired):
+        await desk.refresh(second)
+    assert await desk.sign_ins.live(desk.user.id) == []
+    # The first was used: it comes from a thief, however late.
+    assert await desk.reuses() == 0
+    with pytest.raises(InvalidToken):
+        await desk.refresh(first)
+    assert await desk.reuses() == 1
+
+
+async def test_its_last_tokens_are_good_for_no_longer_than_the_sign_in(desk: Desk) -> None:
+    desk.sign_ins = desk.at(desk.database, idle=timedelta(days=20))
+    issued = await desk.begin()
+    desk.clock.now += timedelta(days=19)
+    assert (await desk.refresh(issued)).refresh_expires_in == 11 * 24 * 3600
 
 
 async def test_a_moment_after_its_use_a_token_is_a_conflict_that_changes_nothing(desk: Desk) -> None:

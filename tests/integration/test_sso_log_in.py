@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from tests.support.credentials import quick_passwords
 from tests.support.sso_gateway import CALLBACK, PENDING, SsoGateway, leads_to, query_of, refused
 from tests.support.sso_provider import CLIENT_ID, CLIENT_SECRET, ScriptedProvider, credentials_of, fixed
 from tidegate.accounts.models import User
+from tidegate.accounts.service import Accounts
 from tidegate.ledger.entry import utc_now
 
 
@@ -131,6 +133,13 @@ async def test_an_address_that_another_person_had_opens_nothing(
     assert "somebody else's" in refused(answer, 403, "permission_denied")
     assert await gateway.reasons() == ["linked_to_another"]
     assert [subject for subject, _ in await gateway.identities()] == ["subject-1"]
+    # Until an operator gives the account to them.
+    accounts = Accounts(gateway.database, quick_passwords())
+    user = await accounts.unlink("ada@example.com")
+    await accounts.unlink("ada@example.com")
+    assert [event.details["identity"]["from"] for event in await gateway.events("user.changed")] == [provider.issuer]
+    leads_to(await gateway.browser().log_in())
+    assert await gateway.identities() == [("subject-2", user.id)]
 
 
 UNVERIFIED = [
@@ -178,6 +187,12 @@ async def test_a_disabled_user_is_refused(gateway: SsoGateway, provider: Scripte
     assert await gateway.reasons() == ["disabled"]
     [event] = await gateway.events("account.sign_in_refused")
     assert (event.subject, event.outcome) == ("ada@example.com", "refused")
+
+
+async def test_a_disabled_user_is_not_linked(gateway: SsoGateway, provider: ScriptedProvider) -> None:
+    await gateway.add_user("ada@example.com", disabled_at=utc_now())
+    refused(await gateway.browser().log_in(), 401, "invalid_token")
+    assert (await gateway.identities(), await gateway.events("user.changed")) == ([], [])
 
 
 async def test_userinfo_tells_what_the_token_does_not(

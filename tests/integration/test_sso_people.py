@@ -12,7 +12,8 @@ from sqlalchemy import func, select
 from tests.support.credentials import database_at_head
 from tests.support.sso_gateway import SsoGateway, leads_to, refused
 from tests.support.sso_provider import ScriptedProvider
-from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, Identity, User
+from tidegate.accounts.mailed.tokens import add_token, find_live
+from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, Identity, MailedToken, User
 from tidegate.accounts.sign_ins.service import Client
 from tidegate.accounts.single_sign_on.linking import admit
 from tidegate.accounts.single_sign_on.people import Person, person_of
@@ -21,7 +22,7 @@ from tidegate.accounts.users.schemas import ChangedUser
 from tidegate.accounts.users.service import CallersUsers
 from tidegate.audit.trail import SYSTEM
 from tidegate.auth.principal import Principal, Role
-from tidegate.errors import Conflict
+from tidegate.errors import Conflict, InvalidRequest
 from tidegate.setting_groups import SingleSignOnSettings
 from tidegate.storage.database import Database
 
@@ -93,6 +94,31 @@ async def test_the_role_follows_the_groups_at_each_log_in(sqlite_url: str, tmp_p
         provider.is_person("subject-1", "ada@example.com", "ops", "guests")
         leads_to(await gateway.browser().log_in())
         assert (await gateway.users())["ada@example.com"].role == "admin"
+
+
+async def test_the_open_invitations_of_an_admin_end_where_their_groups_make_them_a_member(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    async with _gateway(sqlite_url, tmp_path, **GROUPS) as (gateway, provider):
+        await gateway.add_user("root@example.com", "admin")
+        provider.is_person("subject-1", "ada@example.com", "ops")
+        leads_to(await gateway.browser().log_in())
+        async with gateway.database.transaction() as session:
+            row = MailedToken(
+                workspace_id=DEFAULT_WORKSPACE_ID,
+                purpose="invitation",
+                email="new@example.com",
+                role="admin",
+                made_by="ada@example.com",
+            )
+            token = add_token(session, row)
+        provider.is_person("subject-1", "ada@example.com", "guests")
+        leads_to(await gateway.browser().log_in())
+        async with gateway.database.session() as session:
+            with pytest.raises(InvalidRequest):
+                await find_live(session, token, "invitation")
+        [ended] = await gateway.events("user.invitation_withdrawn")
+        assert (ended.subject, ended.actor) == ("new@example.com", "ada@example.com")
 
 
 async def test_who_left_all_groups_is_refused_and_their_account_stays_as_it_is(sqlite_url: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from tests.support.credentials import keyrings
-from tests.support.people import BETTER, People
+from tests.support.people import BETTER, PASSWORD, People
 from tests.support.waiting import eventually
 from tidegate.accounts.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
@@ -158,6 +158,42 @@ async def test_who_gets_another_role_or_moves_signs_in_again(people: People) -> 
     first, second = await people.trail("user.changed")
     assert first.details == {"role": {"from": "member", "to": "admin"}}
     assert second.details["workspace_id"] == {"from": str(DEFAULT_WORKSPACE_ID), "to": str(people.research)}
+
+
+@pytest.mark.parametrize("change", [{"disabled": True}, {"role": "member"}], ids=["disabled", "made a member"])
+async def test_the_open_invitations_of_an_admin_end_with_their_power(people: People, change: dict[str, Any]) -> None:
+    await _change(people, "member", role="admin")
+    accepted = await people.invite("first@example.com", by="member", role="admin")
+    await _accept(people, accepted, 201)
+    theirs = [await people.invite(f"{role}@example.org", by="member", role=role) for role in ("admin", "member")]
+    another_s = await people.invite("kept@example.org")
+    # Another address changes nothing of it.
+    body = {"email": "renamed@example.com", "current_password": PASSWORD}
+    assert (await people.call("POST", "/auth/email", by="member", json=body)).is_success
+    await people.sent()
+    confirmed = {"token": people.mailer.token("email_change")}
+    assert (await people.call("POST", "/auth/email/confirm", by=None, json=confirmed)).is_success
+    await _change(people, "member", **change)
+    for token in theirs:
+        await _accept(people, token, 400)
+    await _accept(people, another_s, 201)
+    ended = await people.trail("user.invitation_withdrawn")
+    assert sorted((one.actor, one.subject, one.details["role"], one.details["made_by"]) for one in ended) == [
+        ("admin@example.com", f"{role}@example.org", role, "renamed@example.com") for role in ("admin", "member")
+    ]
+
+
+async def test_a_promoted_admin_s_invitations_stay(people: People) -> None:
+    await _change(people, "member", role="admin")
+    token = await people.invite("new@example.org", by="member")
+    await _change(people, "member", workspace_id=str(people.research))
+    await _accept(people, token, 201)
+
+
+async def _accept(people: People, token: str, status: int) -> None:
+    body = {"token": token, "password": BETTER}
+    answer = await people.call("POST", "/auth/invitations/accept", by=None, json=body)
+    assert answer.status_code == status, answer.text
 
 
 async def test_a_change_to_what_is_so_already_ends_nothing(people: People) -> None:

@@ -148,8 +148,7 @@ async def _people(database: Database) -> tuple[uuid.UUID, dict[str, User]]:
         places = {"member": DEFAULT_WORKSPACE_ID, "other": DEFAULT_WORKSPACE_ID}
         places |= {"stranger": workspace.id, "victim": workspace.id}
         users = {
-            name: User(workspace_id=place, email=f"{name}@example.com", role="member")
-            for name, place in places.items()
+            name: User(workspace_id=place, email=f"{name}@example.com", role="member") for name, place in places.items()
         }
         session.add_all(users.values())
     return workspace.id, {"admin": admin, **users}

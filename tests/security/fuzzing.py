@@ -1,6 +1,6 @@
 """How much the fuzzers try: a fixed, small number of examples, the same each time, unless a larger run is asked for.
 
-    TIDEGATE_FUZZ_EXAMPLES=20000 pytest tests/security -k fuzz --timeout=3600
+TIDEGATE_FUZZ_EXAMPLES=20000 pytest tests/security -k fuzz --timeout=3600
 """
 
 import time
@@ -55,7 +55,7 @@ def _changed(seed: bytes, changes: list[tuple[str, int, int, bytes]], other: byt
 
 
 def assert_linear(work: Callable[[int], object], size: int) -> None:
-    """Eight times as much takes far less than sixty-four times as long. The best of three, by this process' own time."""
+    """Eight times as much takes far less than sixty-four times as long: the best of three, by the process' own time."""
     small, large = _least_s(work, size), _least_s(work, 8 * size)
     assert large < 24 * small + 0.05, f"{size}: {small:.4f} s, {8 * size}: {large:.4f} s"
 

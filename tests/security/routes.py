@@ -56,7 +56,7 @@ SAMPLES: Final[Mapping[str, Any]] = {
     "scope": "workspace",
     "zone": "Europe/Berlin",
     "password": "quite another horse stable",
-    "current_password": "correct horse battery",
+    "current_password": "not the one that it is",
     "prefix": "abcd2345",
     "key_prefix": "abcd2345",
     "since": "7d",
@@ -240,7 +240,8 @@ def _text(schema: Json) -> str:
             return str(uuid.uuid4())
         case "email":
             return f"new-{next(_emails)}@example.com"
-    return "x" * max(1, schema.get("minLength", 1))
+    least: int = schema.get("minLength", 1)
+    return "x" * max(1, least)
 
 
 def _object(schema: Json) -> Json:

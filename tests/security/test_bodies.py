@@ -6,7 +6,6 @@ import itertools
 from typing import Final
 
 import orjson
-import psutil
 
 from tests.integration.test_http_json import ODD, UNREADABLE, WRAPPED
 from tests.security.attacked import Attacked

@@ -61,7 +61,9 @@ def forged(n: int) -> dict[str, str]:
 
 async def test_one_account_is_tried_ten_times_however_many_addresses_try(gateway: Served) -> None:
     before = gateway.hasher.computations
-    answers = await asyncio.gather(*(gateway.log_in(ADA, source=source) for source in itertools.islice(addresses(), 40)))
+    answers = await asyncio.gather(
+        *(gateway.log_in(ADA, source=source) for source in itertools.islice(addresses(), 40))
+    )
     assert Counter(answer.status_code for answer in answers) == {401: LOGIN.by_account, 429: 40 - LOGIN.by_account}
     assert gateway.hasher.computations - before == LOGIN.by_account
     # Written otherwise it is the same account, and no other is held up.
@@ -138,7 +140,9 @@ async def test_who_has_an_account_is_told_by_no_answer_and_no_work(gateway: Serv
     own_page = {"X-Tidegate-CSRF": "1"}
     kinds = {"somebody": ADA, "nobody": "nobody@example.com", "no password": "sso@example.com"}
     kinds |= {"disabled": "gone@example.com"}
-    for n, password in enumerate(("wrong", "x" * 1024, "Wro\u0308ng \u00c5ngstro\u0308m", "\ud55c\uae00 \u1112\u1161\u11ab")):
+    for n, password in enumerate(
+        ("wrong", "x" * 1024, "Wro\u0308ng \u00c5ngstro\u0308m", "\ud55c\uae00 \u1112\u1161\u11ab")
+    ):
         told: dict[str, tuple[Any, ...]] = {}
         for kind, email in kinds.items():
             before = gateway.hasher.computations

@@ -182,9 +182,7 @@ def test_a_parameter_that_nothing_makes_says_what_to_add() -> None:
 
 
 @pytest.mark.parametrize(("by", "own"), [("member", OF_MEMBERS), ("caller", OF_KEYS)])
-async def test_nobody_changes_what_only_somebody_else_may(
-    attacked: Attacked, by: str, own: dict[str, str]
-) -> None:
+async def test_nobody_changes_what_only_somebody_else_may(attacked: Attacked, by: str, own: dict[str, str]) -> None:
     changing = [route for route in callers_routes() if route.changes_something]
     assert own.keys() <= {str(route) for route in changing}
     before = await attacked.dump()

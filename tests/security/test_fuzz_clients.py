@@ -6,6 +6,7 @@ What is fuzzed where it is tested: `X-Tidegate-Cache` (`unit/test_caching.py`), 
 
 import base64
 import contextlib
+import hmac
 import ipaddress
 import json
 import uuid
@@ -46,12 +47,18 @@ Headers = list[tuple[bytes, bytes]]
 
 CHATS = [
     b'{"model":"m","messages":[{"role":"user","content":"hi"}]}',
-    b'{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"\\u00e9\\ud83d\\ude00"},'
-    b'{"type":"image_url","image_url":{"url":"x"}}]}],"stream":true,"stream_options":{"include_usage":true},"n":2}',
-    b'{"messages":[{"role":"tool","tool_call_id":"1","content":null}],"model":"a/b","temperature":0,"seed":1,'
-    b'"tools":[{"type":"function","function":{"name":"f","parameters":{"a":[1.5e3,-0.0,true]}}}],"stop":["a","b"]}',
-    b'{"model":"m","messages":[{"role":"user","content":"a","name":"n"}],"max_tokens":5,"top_p":0.5,"user":"u",'
-    b'"logprobs":true,"top_logprobs":3,"max_completion_tokens":9,"store":true,"web_search_options":{}}',
+    (
+        b'{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"\\u00e9\\ud83d\\ude00"},'
+        b'{"type":"image_url","image_url":{"url":"x"}}]}],"stream":true,"stream_options":{"include_usage":true},"n":2}'
+    ),
+    (
+        b'{"messages":[{"role":"tool","tool_call_id":"1","content":null}],"model":"a/b","temperature":0,"seed":1,'
+        b'"tools":[{"type":"function","function":{"name":"f","parameters":{"a":[1.5e3,-0.0,true]}}}],"stop":["a","b"]}'
+    ),
+    (
+        b'{"model":"m","messages":[{"role":"user","content":"a","name":"n"}],"max_tokens":5,"top_p":0.5,"user":"u",'
+        b'"logprobs":true,"top_logprobs":3,"max_completion_tokens":9,"store":true,"web_search_options":{}}'
+    ),
 ]
 
 
@@ -173,7 +180,9 @@ def _encoded(part: bytes) -> bytes:
 
 
 _HEADERS = [b'{"alg":"HS256","kid":"1","typ":"JWT"}', b'{"alg":"none"}', b'{"alg":"EdDSA","kid":"1","crit":["x"]}']
-_CLAIMS = [b'{"iss":"tidegate","aud":"tidegate","sub":"%s","sid":"%s","iat":1,"nbf":1,"exp":9e99,"jti":"j"}' % (b"0", b"1")]
+_CLAIMS = [
+    b'{"iss":"tidegate","aud":"tidegate","sub":"%s","sid":"%s","iat":1,"nbf":1,"exp":9e99,"jti":"j"}' % (b"0", b"1")
+]
 
 
 @fuzzed
@@ -184,6 +193,27 @@ def test_fuzz_a_token_that_was_not_issued_here_is_refused(
     token = b".".join((_encoded(header), _encoded(claims), _encoded(bytes(32)))).decode()
     with pytest.raises(AuthenticationError):
         AccessTokens(keyrings().jwt, minutes=15, algorithm=algorithm).verify(token[:-1] if is_cut else token)
+
+
+@pytest.mark.parametrize("depth", [400, 1_300, 100_000])
+def test_deep_nesting_is_refused(depth: int) -> None:
+    """Not by Hypothesis, which allows deeper calls than there are without it."""
+    deep = b"[" * depth + b"]" * depth
+    tokens = AccessTokens(keyrings().jwt, minutes=15)
+    for header, claims in ((b'{"alg":"HS256","kid":"1","x":%b}' % deep, b"{}"), (_HEADERS[0], b'{"x":%b}' % deep)):
+        signed = _encoded(header) + b"." + _encoded(claims)
+        signature = _encoded(hmac.digest(tokens.keys.signing_key, signed, "sha256"))
+        with pytest.raises(AuthenticationError):
+            tokens.verify((signed + b"." + signature).decode())
+    for body in (
+        b'{"model":"m","messages":[{"role":"user","content":%b}]}' % deep,
+        b'{"model":"m","x":%b}' % deep,
+        deep,
+    ):
+        with pytest.raises(InvalidRequest):
+            judge_json(body)
+        with pytest.raises(InvalidRequest):
+            parse_chat(body)
 
 
 @fuzzed

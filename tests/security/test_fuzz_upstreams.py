@@ -4,7 +4,7 @@ What is fuzzed where it is tested: the cut of a stream into events (`unit/test_s
 writes them (`unit/test_answer_reader.py`), and what is read of valid chunks (`unit/test_reading.py`).
 """
 
-
+import itertools
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -44,8 +44,10 @@ CHUNKS = [
     b"[DONE]",
 ]
 WHOLE = [
-    b'{"id":"c","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},'
-    b'"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}',
+    (
+        b'{"id":"c","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},'
+        b'"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
+    ),
     b'{"choices":[{"message":{"content":null,"tool_calls":[{"id":"1"}]},"finish_reason":"tool_calls"}],"usage":null}',
     b'{"choices":[{"message":{"content":"a","audio":null},"finish_reason":"length","logprobs":{"content":[]}}]}',
 ]
@@ -67,7 +69,7 @@ def test_fuzz_a_stream_is_read_gathered_and_copied_or_is_the_upstreams_fault(
     splitter, reader = EventSplitter("u"), ChatReader(keep_text=True)
     collector, copy = Collector("u"), StreamCopy("u")
     bounds = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
-    events = [event for at, end in zip(bounds, bounds[1:], strict=False) for event in splitter.feed(stream[at:end])]
+    events = [event for at, end in itertools.pairwise(bounds) for event in splitter.feed(stream[at:end])]
     is_broken = False
     for event in events:
         assert isinstance(reader.read(event), Kind)
@@ -112,6 +114,26 @@ def test_a_nesting_that_can_be_read_and_not_be_written_is_the_upstreams_fault() 
     assert copy.body() is None
     body = b'{"x":' + deep + b',"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
     assert finish_reason_of(body, 1) is None
+
+
+@pytest.mark.parametrize("depth", [500, 5_000, 200_000])
+async def test_deep_nesting_is_the_upstreams_fault(depth: int) -> None:
+    """Not by Hypothesis, which allows deeper calls than there are without it."""
+    deep = b"[" * depth + b"]" * depth
+    reader = ChatReader(keep_text=True)
+    for written in (b'{"usage":{"x":%b},"choices":[]}' % deep, b'{"error":%b}' % deep, b'{"error":"x","a":%b' % deep):
+        assert isinstance(reader.read(data_event(written)), Kind)
+        with pytest.raises(UpstreamError):
+            _gathered(data_event(written))
+        assert finish_reason_of(written, 1) is None
+        assert (await refusal_of(_Answered(400, written, {}), "u")).http_status in {400, 502}
+    assert read_completion(b'{"choices":%b}' % deep) is None
+
+
+def _gathered(event: bytes) -> bytes:
+    collector = Collector("u")
+    collector.add(event)
+    return collector.body()
 
 
 class _Answered:
@@ -191,7 +213,7 @@ def test_fuzz_a_broken_answer_is_the_upstreams_fault_alone(answer: bytes, cuts: 
     bounds = sorted({0, len(answer), *(cut for cut in cuts if cut < len(answer))})
     body = b""
     try:
-        for at, end in zip(bounds, bounds[1:], strict=False):
+        for at, end in itertools.pairwise(bounds):
             reader.feed(answer[at:end])
             body += reader.take()
         reader.end()
@@ -201,7 +223,7 @@ def test_fuzz_a_broken_answer_is_the_upstreams_fault_alone(answer: bytes, cuts: 
     assert len(body) <= len(answer)
 
 
-@pytest.mark.parametrize("line", [b"X-A: b\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"\r\n", b"a"])
+@pytest.mark.parametrize("line", [b"X-A: b\r\n", b" folded\r\n", b"a"])
 def test_fuzz_an_endless_head_is_bounded(line: bytes) -> None:
     reader = AnswerReader()
     reader.begin("POST")
@@ -254,5 +276,3 @@ def test_fuzz_an_event_is_read_in_linear_time(piece: bytes) -> None:
         reader.text()
 
     assert_linear(read, 128 * 1024)
-
-

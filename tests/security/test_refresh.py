@@ -33,7 +33,7 @@ class Family:
         if self._by_page:
             headers = {**OWN_PAGE, "Cookie": f"tidegate_refresh={token}"}
             answer = await self.attacked.call("POST", "/auth/page/refresh", headers=headers)
-            given = {name: answer.cookies.get(f"tidegate_{name.partition('_')[0]}") for name in ("refresh_token", "access_token")}
+            given = {f"{name}_token": answer.cookies.get(f"tidegate_{name}") or "" for name in ("refresh", "access")}
         else:
             answer = await self.attacked.call("POST", "/auth/refresh", json={"refresh_token": token})
             given = answer.json() if answer.is_success else {}

@@ -142,7 +142,7 @@ async def test_what_a_body_holds_is_no_request_of_the_next_caller(attacked: Atta
         victim = f"GET /auth/me HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {attacked.credentials['victim']}\r\n\r\n"
         async with asyncio.timeout(30), RawClient(attacked.gateway.base_url) as client:
             await client.send_raw(f"POST /health HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n{body}{victim}".encode())
-            answers = []
+            answers: list[tuple[int, bytes]] = []
             with contextlib.suppress(ConnectionEnded):
                 while len(answers) < 2:
                     status = (await client.head()).status

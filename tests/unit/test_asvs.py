@@ -7,8 +7,6 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tidegate.upstream.transport import UpstreamTransport
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,18 +14,19 @@ SOURCE = ROOT / "src" / "tidegate"
 PAGE = (ROOT / "docs" / "security" / "asvs.md").read_text("utf-8")
 INVENTORY = (ROOT / "docs" / "security" / "inventory.md").read_text("utf-8")
 VERDICTS = {"holds": "hold", "mended": "are mended", "does not apply": "do not apply", "does not hold": "do not hold"}
-# Sections of ASVS 5.0.0 and how many requirements of levels 1 and 2 each has; those of level 3 are the last of a section
-# but where they are named.
+# Sections of ASVS 5.0.0, and how many requirements of levels 1 and 2 each has: those of level 3 are its last.
 SECTIONS = (
-    "1.1:2 1.2:9 1.3:11 1.4:3 1.5:2 2.1:3 2.2:3 2.3:4 2.4:1 3.2:2 3.3:4 3.4:6 3.5:5 3.7:2 4.1:3 4.2:1 4.3:2 4.4:4 5.1:1 "
-    "5.2:3 5.3:2 5.4:3 6.1:3 6.2:12 6.3:4 6.4:4 6.5:5 6.6:3 6.8:4 7.1:3 7.2:4 7.3:2 7.4:5 7.5:2 7.6:2 8.1:2 8.2:3 8.3:1 "
-    "8.4:1 9.1:3 9.2:4 10.1:2 10.2:2 10.3:4 10.4:11 10.5:5 10.6:2 10.7:3 11.1:2 11.2:3 11.3:3 11.4:4 11.5:1 11.6:1 12.1:3 "
-    "12.2:2 12.3:4 13.1:1 13.2:5 13.3:2 13.4:5 14.1:2 14.2:4 14.3:3 15.1:3 15.2:3 15.3:7 16.1:1 16.2:5 16.3:4 16.4:3 16.5:3 "
-    "17.1:1 17.2:4 17.3:2"
+    "1.1:2 1.2:9 1.3:11 1.4:3 1.5:2 2.1:3 2.2:3 2.3:4 2.4:1 3.2:2 3.3:4 3.4:6 3.5:5 3.7:2 4.1:3 4.2:1 "
+    "4.3:2 4.4:4 5.1:1 5.2:3 5.3:2 5.4:3 6.1:3 6.2:12 6.3:4 6.4:4 6.5:5 6.6:3 6.8:4 7.1:3 7.2:4 7.3:2 "
+    "7.4:5 7.5:2 7.6:2 8.1:2 8.2:3 8.3:1 8.4:1 9.1:3 9.2:4 10.1:2 10.2:2 10.3:4 10.4:11 10.5:5 10.6:2 "
+    "10.7:3 11.1:2 11.2:3 11.3:3 11.4:4 11.5:1 11.6:1 12.1:3 12.2:2 12.3:4 13.1:1 13.2:5 13.3:2 13.4:5 "
+    "14.1:2 14.2:4 14.3:3 15.1:3 15.2:3 15.3:7 16.1:1 16.2:5 16.3:4 16.4:3 16.5:3 17.1:1 17.2:4 17.3:2"
 )
 CRYPTOGRAPHY = {"hashlib", "hmac", "secrets", "ssl", "jwt", "cryptography", "joserfc", "authlib", "pwdlib", "argon2"}
 # What runs text, or makes objects of bytes as they ask for it.
 RUNS = {"eval", "exec", "compile", "__import__", "system", "popen", "getoutput", "create_subprocess_shell"}
+# Of an error's own template, which is written in that module.
+OWN_FORMATS = {"server/listening.py"}
 UNPACKS = {"pickle", "marshal", "shelve", "yaml", "dill", "xml", "lxml"}
 
 
@@ -98,9 +97,10 @@ def test_the_source_evaluates_nothing_and_starts_no_shell() -> None:
             is_of_re = isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "re.compile"
             assert called not in RUNS or is_of_re, f"{path}:{node.lineno}"
             assert "shell" not in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
-            # A format that is not written here may be a caller's.
-            if called in ("format", "format_map") and isinstance(node.func, ast.Attribute):
-                assert isinstance(node.func.value, ast.Constant), f"{path}:{node.lineno}"
+            # A format that does not stand here may be a caller's; `self` has a method of that name.
+            if called in ("format", "format_map") and isinstance(node.func, ast.Attribute) and path not in OWN_FORMATS:
+                of = node.func.value
+                assert isinstance(of, ast.Constant) or ast.unparse(of) == "self", f"{path}:{node.lineno}"
 
 
 def test_no_hash_that_is_broken_protects_anything() -> None:

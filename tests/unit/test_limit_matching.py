@@ -1,14 +1,14 @@
 """Which limits a request meets: all that match, and none that does not."""
 
 import uuid
+import weakref
 from typing import Any
 
 from tests.unit.limits import a_limit
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.auth.principal import Principal
 from tidegate.ledger.entry import Attribution
-from tidegate.limits import matching
-from tidegate.limits.matching import WorkspaceLimits
+from tidegate.limits.matching import Remembered, WorkspaceLimits
 from tidegate.limits.values import Limit
 
 KEY, USER = uuid.uuid4(), uuid.uuid4()
@@ -126,10 +126,44 @@ def test_the_deployment_and_an_upstream_have_their_own() -> None:
         assert len(limits.upstream("azure", "llama", ())) == 2
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def _remembered(limits: WorkspaceLimits) -> int:
+    memories = (limits._by_model, limits._by_caller, limits._by_deployment, limits._by_upstream)
+    return sum(len(memory) for memory in memories)
+
+
+def test_names_that_callers_make_up_are_not_remembered_where_no_limit_tells_models_apart() -> None:
     limits = WorkspaceLimits([a_limit(), a_limit(scope="deployment"), a_limit(scope="upstream")])
-    for n in range(matching._MOST_REMEMBERED + 100):
+    for n in range(100):
         assert len(limits.caller(CALLER, ZOE, f"m{n}", ())) == 1
         assert len(limits.deployment(f"m{n}", ())) == len(limits.upstream("openai", f"m{n}", ())) == 1
-    for memory in (limits._by_caller, limits._by_deployment, limits._by_upstream):
-        assert len(memory) == matching._MOST_REMEMBERED
+    assert _remembered(limits) == 3
+
+
+def test_limits_are_compiled_once_for_all_names_that_they_do_not_tell_apart() -> None:
+    limits = WorkspaceLimits([a_limit(), a_limit(model="m*")])
+    first, second = (limits.caller(CALLER, ZOE, name, ()) for name in ("m1", "m2"))
+    assert first is second
+    assert len(first) == 2
+    assert len(limits.caller(CALLER, ZOE, "gpt", ())) == 1
+
+
+def test_what_is_remembered_is_bounded_for_all_workspaces_together() -> None:
+    remembered = Remembered(most=60)
+    pattern = [a_limit(), a_limit(scope="deployment", model="m*"), a_limit(scope="upstream")]
+    all_limits = [WorkspaceLimits(pattern, remembered) for _ in range(5)]
+    for n in range(200):
+        limits = all_limits[n % 5]
+        key = Principal(workspace_id=DEFAULT_WORKSPACE_ID, key_id=uuid.uuid4())
+        assert len(limits.caller(key, ZOE, f"m{n}", ())) == 1
+        assert len(limits.deployment(f"m{n}", ())) == len(limits.upstream("openai", f"m{n}", ())) == 1
+        assert sum(_remembered(one) for one in all_limits) <= 60
+
+
+def test_limits_that_are_read_anew_leave_nothing_behind() -> None:
+    remembered = Remembered()
+    limits: WorkspaceLimits | None = WorkspaceLimits([a_limit()], remembered)
+    gone = weakref.ref(limits)
+    assert limits is not None
+    limits.caller(CALLER, ZOE, "m", ())
+    limits = None
+    assert gone() is None

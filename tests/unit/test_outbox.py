@@ -1,9 +1,12 @@
 """E-mails that nobody waits for: tried some times, bounded, and let go of at the end."""
 
 import asyncio
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from tests.unit.virtual_time import in_virtual_time, now
 from tidegate.errors import MailRefused, Unavailable
 from tidegate.mail.links import Links
 from tidegate.mail.mailer import ConsoleMailer, NoMailer, SmtpMailer, mailer_of
@@ -66,6 +69,45 @@ async def test_what_cannot_be_sent_is_dropped_and_told_without_what_it_says(capl
     assert "password_reset" in line
     assert "tgm_" not in line
     assert "ada" not in line
+
+
+@in_virtual_time
+async def test_others_pass_what_waits_to_be_tried_again() -> None:
+    later = replace(MESSAGE, to="later@example.com")
+    mailer = ScriptedMailer(Unavailable("later"), Unavailable("later"))
+    sent_at: dict[str, float] = {}
+
+    async def write(message: Message) -> Message:
+        sent_at[message.to] = now()
+        return message
+
+    async with Outbox.running(mailer, pauses_s=(0, 2, 10)) as outbox:
+        outbox.say(MESSAGE)
+        await asyncio.sleep(1)
+        # Both failures are MESSAGE's and the next one's first try: neither waits for the other's pause.
+        outbox.put(Errand("password_reset", partial(write, later)))
+        outbox.put(Errand("password_reset", partial(write, replace(MESSAGE, to="third@example.com"))))
+        await asyncio.sleep(0.5)
+        assert [message.to for message in mailer.taken] == ["third@example.com"]
+        await outbox.settled()
+        assert [message.to for message in mailer.taken] == ["third@example.com", MESSAGE.to, later.to]
+        assert now() == pytest.approx(3)
+    assert sent_at == {later.to: pytest.approx(1), "third@example.com": pytest.approx(1)}
+    assert (outbox.sent, outbox.dropped, mailer.tries) == (3, 0, 5)
+
+
+@in_virtual_time
+async def test_what_waits_to_be_tried_again_counts_among_those_that_wait_and_ends_with_the_process() -> None:
+    mailer = ScriptedMailer(*[Unavailable("later")] * MOST_WAITING)
+    async with Outbox.running(mailer, pauses_s=(0, 3600)) as outbox:
+        for _ in range(MOST_WAITING):
+            outbox.say(MESSAGE)
+        await asyncio.sleep(1)
+        assert mailer.tries == MOST_WAITING
+        outbox.say(MESSAGE)
+        assert outbox.dropped == 1
+    assert now() < 60
+    assert outbox.dropped == outbox.put_in
 
 
 async def test_what_is_refused_for_good_is_tried_once() -> None:

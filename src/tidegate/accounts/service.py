@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tidegate.accounts.mailed.tokens import withdraw_of_user
-from tidegate.accounts.models import User, Workspace
+from tidegate.accounts.mailed.tokens import withdraw_made_by, withdraw_of_user
+from tidegate.accounts.models import Identity, User, Workspace
 from tidegate.accounts.schemas import KeyInUse, Me, NewUser
 from tidegate.accounts.sign_ins.service import end_sign_ins
 from tidegate.audit.trail import SYSTEM, Actor, Event, Subject, note
@@ -118,6 +118,17 @@ class Accounts:
             note(session, self._actor, Event("account.password_changed", user.workspace_id, of_user(user)))
         return user
 
+    async def unlink(self, email: str) -> User:
+        """Forgets who a user is at the single sign-on provider. Twice is once. Raises `NotFound`."""
+        async with self._database.transaction() as session:
+            user = await find_user(session, email, lock=True)
+            forgetting = delete(Identity).where(Identity.user_id == user.id).returning(Identity.issuer)
+            issuers = sorted(await session.scalars(forgetting))
+            if issuers:
+                details = {"identity": {"from": issuers[0], "to": None}}
+                note(session, self._actor, Event("user.changed", user.workspace_id, of_user(user), details=details))
+        return user
+
     async def describe(self, caller: Principal) -> Me:
         """What a caller may know of themselves."""
         async with self._database.session() as session:
@@ -169,7 +180,15 @@ async def disable_user(session: AsyncSession, user: User, actor: Actor) -> None:
         note(session, actor, Event("user.disabled", user.workspace_id, of_user(user)))
     await session.flush()
     await withdraw_of_user(session, user.id)
+    await withdraw_invitations_of(session, user, actor)
     await end_sign_ins(session, user.id, "disabled")
+
+
+async def withdraw_invitations_of(session: AsyncSession, user: User, actor: Actor) -> None:
+    """Withdraws the open invitations that a user made, who may make none any more."""
+    for invitation_id, workspace_id, email, role in await withdraw_made_by(session, user.email):
+        subject, details = Subject("invitation", invitation_id, email), {"role": role, "made_by": user.email}
+        note(session, actor, Event("user.invitation_withdrawn", workspace_id, subject, details=details))
 
 
 def enable_user(session: AsyncSession, user: User, actor: Actor) -> None:

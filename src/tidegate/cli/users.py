@@ -120,6 +120,21 @@ def enable(email: str, as_json: bool) -> None:
         click.echo(f"{user.email} is enabled.")
 
 
+@users_command.command("unlink")
+@click.argument("email")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def unlink(email: str, as_json: bool) -> None:
+    """Forget who a user is at the single sign-on provider.
+
+    The account then belongs to whoever comes next with its address verified there, API keys and all.
+    """
+    user = asyncio.run(_with_accounts(load_settings(), lambda accounts: accounts.unlink(email)))
+    if as_json:
+        print_json({"id": user.id, "email": user.email})
+    else:
+        click.echo(f"{user.email} is linked to nobody at the single sign-on provider.")
+
+
 @users_command.command("set-password")
 @click.argument("email")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input's first line.")

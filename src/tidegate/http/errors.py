@@ -211,6 +211,8 @@ def _from_http_exception(error: HTTPException, scope: Scope) -> TidegateError:
 def _methods_at(scope: Scope) -> list[str]:
     """Every method that this path has a route for (RFC 9110, 10.2.1); Starlette names those of the first alone."""
     routes = scope["app"].router.routes if "app" in scope else ()
+    # Most are not of this path at all, whatever the method.
+    routes = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
     asked = ((method, {**scope, "method": method}) for method in _METHODS)
     return [method for method, ask in asked if any(route.matches(ask)[0] is Match.FULL for route in routes)]
 

@@ -29,7 +29,6 @@ from tidegate.limits.values import nano_usd
 from tidegate.routing.catalogue import PlannedAttempt
 from tidegate.routing.plan import Plan
 from tidegate.upstream.deadlines import Deadlines
-from tidegate.upstream.echoed_key import key_of
 from tidegate.upstream.provider import Answer, Provider, UpstreamRequest
 
 _COUNT_WITHIN_S = 3.0
@@ -51,7 +50,7 @@ class LiveAttempt:
     """An attempt that began: what the relay needs of it, and what it learns.
 
     `answer` is set once the upstream answered with success. `withholds_usage`: the gateway asked for the usage chunk
-    and the client did not, so it is not sent on.
+    and the client did not, so it is not sent on. `key_sent` is the upstream's key, which its words must not repeat.
     """
 
     def __init__(self, planned: PlannedAttempt, exchange: Exchange, way: Way, deadlines: Deadlines) -> None:
@@ -64,6 +63,7 @@ class LiveAttempt:
         self.withholds_usage = False
         self.is_named = False
         self.was_sent = False
+        self.key_sent: str | None = None
         self.status: int | None = None
         self.request_id: str | None = None
         self.answer: Answer
@@ -165,6 +165,7 @@ async def _answered(gateway: Gateway, live: LiveAttempt, lease: Lease) -> AsyncI
     may_ask_usage = gateway.asks_usage(upstream)
     while True:
         request = _request(live, lease, provider, may_ask_usage=may_ask_usage)
+        live.key_sent = request.key
         try:
             async with provider.open(request) as answer:
                 live.status, live.request_id = answer.status, answer.request_id
@@ -179,7 +180,7 @@ async def _answered(gateway: Gateway, live: LiveAttempt, lease: Lease) -> AsyncI
                         log.info("usage_request_refused", upstream=upstream.name)
                     yield
                     return
-                refusal = await refusal_of(answer, upstream.name, key=key_of(upstream))
+                refusal = await refusal_of(answer, upstream.name, key=request.key)
         finally:
             live.was_sent = live.was_sent or request.was_sent
         if not (request.asks_usage and upstream.usage_request == "auto" and is_about_usage_request(refusal)):

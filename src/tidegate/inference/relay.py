@@ -20,7 +20,7 @@ from tidegate.inference.settlement import header_value
 from tidegate.inference.sse import EventSplitter
 from tidegate.ledger.entry import Tokens
 from tidegate.limits.values import nano_usd
-from tidegate.upstream.echoed_key import key_of, without_key
+from tidegate.upstream.echoed_key import without_key
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # An upstream that has said everything ends its body at once; its connection is worth no longer wait.
@@ -191,7 +191,7 @@ def _stream_error(live: LiveAttempt) -> UpstreamError:
     said = error.get("message") if isinstance(error, dict) else error
     name = live.planned.upstream.name
     message = f"The upstream {name!r} failed while it answered"
-    told = without_key(str(said), key_of(live.planned.upstream))[:_LONGEST_MESSAGE]
+    told = without_key(str(said), live.key_sent)[:_LONGEST_MESSAGE]
     return UpstreamError(f"{message}: {told}" if said else f"{message}.", upstream=name)
 
 

@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy import select
 
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
-from tidegate.limits.matching import WorkspaceLimits
+from tidegate.limits.matching import Remembered, WorkspaceLimits
 from tidegate.limits.models import LimitRow
 from tidegate.limits.service import SHARED_SCOPES
 from tidegate.limits.values import Limit
@@ -30,6 +30,7 @@ class LimitReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._remembered = Remembered()
 
     async def __call__(self, workspace_id: uuid.UUID) -> WorkspaceLimits:
         own = (LimitRow.workspace_id == workspace_id) & LimitRow.scope.not_in(SHARED_SCOPES)
@@ -41,7 +42,7 @@ class LimitReader:
             if n:
                 await asyncio.sleep(0)
             limits += [_limit(*row) for row in rows[n : n + _AT_ONCE]]
-        return WorkspaceLimits(limits)
+        return WorkspaceLimits(limits, self._remembered)
 
 
 def _limit(limit_id: uuid.UUID, workspace_id: uuid.UUID, *rest: object) -> Limit:

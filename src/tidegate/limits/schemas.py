@@ -5,8 +5,17 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from tidegate.limits.metered import Amount, MeteredAmount, check_amount, check_window
 from tidegate.limits.models import KeyPolicy, LimitRow
@@ -25,6 +34,15 @@ ModelPattern = Annotated[str, Field(min_length=1, max_length=256, pattern=_PRINT
 Zone = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_+/-]+$")]
 # Bodies are strict, and JSON has no UUIDs.
 Id = Annotated[uuid.UUID, Field(strict=False)]
+
+
+class NeverNull:
+    """Marks a field that may be left out and, by a validator of its own, not be null: so says the JSON schema too."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        told = handler(schema)
+        forms = [form for form in told.pop("anyOf", []) if form != {"type": "null"}]
+        return {**told, **forms[0]} if len(forms) == 1 else {**told, "anyOf": forms}
 
 
 class NewLimit(MeteredAmount):
@@ -72,9 +90,9 @@ class ChangedLimit(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
-    amount: Amount | SkipJsonSchema[None] = None
-    action: Action | SkipJsonSchema[None] = None
-    on_overrun: Overrun | SkipJsonSchema[None] = None
+    amount: Annotated[Amount | None, NeverNull()] = None
+    action: Annotated[Action | None, NeverNull()] = None
+    on_overrun: Annotated[Overrun | None, NeverNull()] = None
 
     @field_validator("*", mode="before")
     @classmethod

@@ -206,6 +206,9 @@ class Limits:
                 raise _invalid("subject", f"there is no upstream {new.subject!r}; there are: {known}")
             return DEFAULT_WORKSPACE_ID
         wanted = new.workspace_id
+        if wanted is not None:
+            # Before the subject: who may not act there is not told what is there.
+            await self._workspace(session, wanted)
         if new.scope in {"key", "user"} and new.subject is not None:
             table, what = (ApiKey, "API key") if new.scope == "key" else (User, "user")
             found = await session.scalar(select(table.workspace_id).where(table.id == uuid.UUID(new.subject)))

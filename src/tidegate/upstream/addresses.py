@@ -11,6 +11,7 @@ both. Sources: RFC 6890, RFC 3927, RFC 4291, RFC 6052 (NAT64), RFC 3056 (6to4); 
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -33,6 +34,7 @@ _METADATA: Final = frozenset(
 )
 _NO_HOST: Final = tuple(ipaddress.ip_network(network) for network in ("0.0.0.0/8", "240.0.0.0/4"))
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_FOUR_NUMBERS: Final = re.compile(r"\d+\.\d+\.\d+\.\d+")
 _COMPATIBLE: Final = ipaddress.IPv6Network("::/96")
 
 
@@ -81,8 +83,19 @@ def fault_of_url(url: str) -> str | None:
         return "must begin with https:// or http:// and a host"
     if "@" in parts.netloc:
         return "must not hold a name or a password"
+    if _FOUR_NUMBERS.fullmatch(host) and not _is_address(host):
+        # To some 0251 is 169 and to others 251, and the client of HTTP takes it for no URL at all.
+        return "must write an IPv4 address as four numbers up to 255, without zeros before them"
     why = refusal_of(host)
     return None if why is None else f"is not called: {why}"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _refusal(address: Address) -> str | None:

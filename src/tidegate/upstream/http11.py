@@ -38,6 +38,14 @@ class Http11Connection:
         return self._answer.has_begun
 
     @property
+    def was_waited_on_in_vain(self) -> bool:
+        """Whether the answer is that the upstream did not wait longer for a request (408) and closes the connection."""
+        return self.status == 408 and any(
+            name.lower() == b"connection" and b"close" in [token.strip() for token in value.lower().split(b",")]
+            for name, value in self.headers
+        )
+
+    @property
     def is_reusable(self) -> bool:
         """The last answer was read to its end, both sides keep alive, and nothing came since."""
         answer = self._answer

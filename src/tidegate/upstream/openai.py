@@ -13,12 +13,10 @@ from typing import Any, cast
 import httpx2
 
 from tidegate.errors import UpstreamError, UpstreamTimeout
-from tidegate.upstream.echoed_key import key_of, without_key
+from tidegate.upstream.echoed_key import without_key
 from tidegate.upstream.provider import Answer, UpstreamRequest
-from tidegate.upstream.transport import ANEW, KeptConnectionBroke, UpstreamTransport
+from tidegate.upstream.transport import ANEW, STALE_WITHIN_S, KeptConnectionBroke, UpstreamTransport
 
-# A close so soon after sending is of the idle connection, not of the work on it.
-_STALE_CONNECTION_WITHIN_S = 1.0
 _LONGEST_ID = 256
 _KEEPALIVE_S = 60.0
 _PASSED = frozenset({b"x-request-id", b"retry-after"})
@@ -136,14 +134,14 @@ class OpenAIProvider:
             try:
                 response = await self._send(request)
             except KeptConnectionBroke:
-                if time.perf_counter() - began > _STALE_CONNECTION_WITHIN_S:
+                if time.perf_counter() - began > STALE_WITHIN_S:
                     raise
                 request.was_sent = False
                 response = await self._send(request, anew=True)
         except httpx2.TransportError as error:
             raise _failure(error, request) from error
         try:
-            yield HttpAnswer(response, request.attempt.upstream.name, _key(request))
+            yield HttpAnswer(response, request.attempt.upstream.name, request.key)
         finally:
             # It waits for nothing (`transport.py`): there is nothing to shield, and nothing to bound.
             await cast("httpx2.AsyncByteStream", response.stream).aclose()
@@ -178,7 +176,7 @@ class OpenAIProvider:
             (b"user-agent", b"tidegate"),
             *request.headers,
         ]
-        key = _key(request)
+        key = request.key
         if key is not None:
             headers.append((b"authorization", b"Bearer " + key.encode()))
         if request.lease.base_url is not None:
@@ -195,10 +193,6 @@ class OpenAIProvider:
                 self._urls.clear()
             url = self._urls[whole] = httpx2.URL(whole)
         return url
-
-
-def _key(request: UpstreamRequest) -> str | None:
-    return request.lease.api_key or key_of(request.attempt.upstream)
 
 
 def _failure(error: httpx2.TransportError, request: UpstreamRequest) -> UpstreamError:

@@ -12,6 +12,7 @@ from typing import Protocol
 from tidegate.admission.slots import Lease
 from tidegate.routing.catalogue import PlannedAttempt
 from tidegate.upstream.deadlines import Deadlines
+from tidegate.upstream.echoed_key import key_of
 
 # To the upstream, by the contract; `forward_headers` of the configuration adds to it. Never credentials or cookies.
 FORWARDED_HEADERS = frozenset({b"anthropic-version", b"anthropic-beta", b"openai-beta", b"traceparent"})
@@ -33,6 +34,11 @@ class UpstreamRequest:
     headers: list[tuple[bytes, bytes]]
     deadlines: Deadlines
     was_sent: bool = False
+
+    @property
+    def key(self) -> str | None:
+        """The key that it carries: the slot's own, else the upstream's."""
+        return self.lease.api_key or key_of(self.attempt.upstream)
 
 
 class Answer(Protocol):

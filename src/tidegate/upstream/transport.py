@@ -25,11 +25,16 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # An extension of a request: it must not go out on a connection that was kept.
 ANEW = "tidegate.anew"
+# An end so soon after sending is of the idle connection, not of the work on it.
+STALE_WITHIN_S = 1.0
 _BROKEN = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
 
 
 class KeptConnectionBroke(httpx2.RemoteProtocolError):
-    """A connection that was kept alive broke before it answered: the upstream may have closed it as it was used."""
+    """A connection that was kept alive broke before it answered: the upstream may have closed it as it was used.
+
+    So it is where it said, as the request went out, that it had waited too long for one (RFC 9110, 15.5.9).
+    """
 
 
 @dataclass(slots=True)
@@ -64,12 +69,16 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         place = self._place(request.url)
         kept = None if request.extensions.get(ANEW) else self._idle(place)
         connection = kept or await self._open(place, request)
+        began = time.monotonic()
         try:
             await connection.exchange(request, head)
         except _BROKEN as error:
             if kept is not None and not connection.has_answered:
                 raise KeptConnectionBroke(str(error)) from error
             raise
+        if kept is not None and connection.was_waited_on_in_vain and time.monotonic() - began <= STALE_WITHIN_S:
+            connection.close()
+            raise KeptConnectionBroke("the connection was closed as idle (408)")
         return httpx2.Response(
             connection.status,
             headers=connection.headers,

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from tidegate.accounts.key_secrets import LONGEST_OVERLAP
 from tidegate.accounts.schemas import AddressesOfKey, Email, Future, Input, KeyFields, ModelsOfKey, Name
@@ -16,7 +15,7 @@ from tidegate.auth.models import ApiKey, RetiringSecret
 from tidegate.auth.principal import Scope
 from tidegate.ledger.entry import utc_now
 from tidegate.limits.models import LimitRow
-from tidegate.limits.schemas import Id, LimitView
+from tidegate.limits.schemas import Id, LimitView, NeverNull
 from tidegate.limits.values import Action, Meter, Overrun, Window
 
 _LENGTH: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])")
@@ -65,10 +64,10 @@ class KeyForm(KeyFields):
 class ChangedKey(Input):
     """What may change of a key. Null takes a bound away: every model, no expiry, from anywhere."""
 
-    name: Name | SkipJsonSchema[None] = None
+    name: Annotated[Name | None, NeverNull()] = None
     models: ModelsOfKey | None = None
     expires_at: Future | None = None
-    trusts_attribution: bool | SkipJsonSchema[None] = None
+    trusts_attribution: Annotated[bool | None, NeverNull()] = None
     allowed_addresses: AddressesOfKey | None = None
 
     @field_validator("name", "trusts_attribution", mode="before")

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tidegate.accounts.mailed import letters
 from tidegate.accounts.mailed.passwords import UsersPasswords
-from tidegate.accounts.mailed.tokens import add_token, find_live, take, unusable, withdraw_of_user
+from tidegate.accounts.mailed.tokens import add_token, find_live, rename_maker, take, unusable, withdraw_of_user
 from tidegate.accounts.models import MailedToken, User
 from tidegate.accounts.service import locked_user, of_user
 from tidegate.accounts.sign_ins.service import end_sign_ins
@@ -83,6 +83,7 @@ class AddressChanges:
                 old, user.email = user.email, row.email
                 await session.flush()
                 await withdraw_of_user(session, user.id)
+                await rename_maker(session, old, user.email)
                 await end_sign_ins(session, user.id, "email_changed")
                 details = {"email": {"from": old, "to": user.email}}
                 actor = replace(actor, kind="user", id=user.id, name=user.email)

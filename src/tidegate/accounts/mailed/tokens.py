@@ -13,14 +13,15 @@ import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy import ColumnElement, Row, and_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.models import MailedToken, Purpose
+from tidegate.auth.principal import Role
 from tidegate.errors import InvalidRequest
 from tidegate.ledger.entry import utc_now
 
@@ -108,6 +109,24 @@ async def withdraw_invitations(session: AsyncSession, email: str, workspace_id: 
     """Withdraws the unused invitations of an address to a workspace."""
     whose = (MailedToken.email == email, MailedToken.workspace_id == workspace_id)
     await _withdraw(session, MailedToken.purpose == "invitation", *whose)
+
+
+async def withdraw_made_by(session: AsyncSession, maker: str) -> Sequence[Row[uuid.UUID, uuid.UUID, str, Role | None]]:
+    """Withdraws the open invitations that `maker` made; their id, workspace, address and role."""
+    now = utc_now()
+    withdrawing = (
+        update(MailedToken)
+        .where(MailedToken.made_by == maker, live("invitation", now))
+        .values(withdrawn_at=now)
+        .returning(MailedToken.id, MailedToken.workspace_id, MailedToken.email, MailedToken.role)
+    )
+    return (await session.execute(withdrawing, execution_options=_WITHOUT_SYNCHRONISING)).all()
+
+
+async def rename_maker(session: AsyncSession, old: str, new: str) -> None:
+    """The invitations that were made under an old address are the new one's."""
+    renaming = update(MailedToken).where(MailedToken.made_by == old, MailedToken.purpose == "invitation")
+    await session.execute(renaming.values(made_by=new), execution_options=_WITHOUT_SYNCHRONISING)
 
 
 async def _withdraw(session: AsyncSession, *whose: ColumnElement[bool]) -> None:

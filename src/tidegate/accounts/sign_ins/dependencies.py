@@ -33,7 +33,8 @@ def get_sign_ins(request: Request, database: DatabaseDep, changed: UserChangedDe
     authenticator: Authenticator = request.state.authenticator
     settings: Settings = request.state.settings
     lifetime = timedelta(days=settings.auth.sign_in_days)
-    return SignIns(database, authenticator.tokens, lifetime=lifetime, changed=changed)
+    idle = timedelta(days=settings.auth.sign_in_idle_days)
+    return SignIns(database, authenticator.tokens, lifetime=lifetime, idle=idle, changed=changed)
 
 
 def get_client(request: Request) -> Client:

@@ -6,6 +6,7 @@ Invariants:
 - A family has one unused token at a time. It is taken by one conditional update: of any number that present it at once
   exactly one gets the successor (RFC 9700, 4.14.2).
 - A used token's row stays as long as its family, so its reuse is known.
+- An unused token expires with its family, or earlier where it is not used for so long as the settings say.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import ColumnElement, case, delete, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -38,7 +39,7 @@ ENDED: Final = "This sign-in has ended: sign in again."
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """The unused token of a sign-in, as it is given out."""
+    """The unused token of a sign-in, as it is given out. `expires_at` is its own."""
 
     sign_in_id: uuid.UUID
     user_id: uuid.UUID
@@ -48,7 +49,9 @@ class Unused:
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """A token that could not be used, as it stands. `successor_used_at` is of the token that its use gave."""
+    """A token that could not be used, as it stands. `successor_used_at` is of the token that its use gave; `expires_at`
+    its own where it was not used, else its family's.
+    """
 
     sign_in_id: uuid.UUID
     workspace_id: uuid.UUID
@@ -76,16 +79,17 @@ def hash_of(refresh_token: str) -> bytes | None:
     return hashlib.sha256(refresh_token.encode("ascii")).digest()
 
 
-async def add_token(session: AsyncSession, sign_in: SignIn) -> str:
+async def add_token(session: AsyncSession, sign_in: SignIn, expires_at: datetime) -> str:
     """The first token of a sign-in whose row is there."""
     refresh_token = new_refresh_token()
-    session.add(_row(refresh_token, new_entry_id(), sign_in.id, sign_in.workspace_id, sign_in.expires_at))
+    session.add(_row(refresh_token, new_entry_id(), sign_in.id, sign_in.workspace_id, expires_at))
     await session.flush()
     return refresh_token
 
 
-async def rotate(session: AsyncSession, token_hash: bytes, now: datetime) -> Unused | None:
-    """Uses an unused token of a live sign-in and adds its successor; None where there is no such token.
+async def rotate(session: AsyncSession, token_hash: bytes, now: datetime, idle: timedelta) -> Unused | None:
+    """Uses an unused token of a live sign-in and adds its successor, which is good for `idle` at most; None where there
+    is no such token.
 
     Raises `InvalidToken` where the sign-in ended at this moment.
     """
@@ -117,9 +121,17 @@ async def rotate(session: AsyncSession, token_hash: bytes, now: datetime) -> Unu
     if used is None:
         raise InvalidToken(ENDED)
     refresh_token = new_refresh_token()
-    session.add(_row(refresh_token, successor_id, sign_in_id, used.workspace_id, used.expires_at))
+    expires_at = min(used.expires_at, now + idle)
+    session.add(_row(refresh_token, successor_id, sign_in_id, used.workspace_id, expires_at))
     await session.flush()
-    return Unused(sign_in_id, used.user_id, used.expires_at, refresh_token)
+    return Unused(sign_in_id, used.user_id, expires_at, refresh_token)
+
+
+def is_refreshable(now: datetime) -> ColumnElement[bool]:
+    """Whether a sign-in has a token that can still be used."""
+    return exists().where(
+        RefreshToken.sign_in_id == SignIn.id, RefreshToken.used_at.is_(None), RefreshToken.expires_at > now
+    )
 
 
 async def find_presented(session: AsyncSession, token_hash: bytes) -> Presented | None:
@@ -133,7 +145,7 @@ async def find_presented(session: AsyncSession, token_hash: bytes) -> Presented 
             User.email,
             RefreshToken.used_at,
             successor.used_at,
-            RefreshToken.expires_at,
+            case((RefreshToken.used_at.is_(None), RefreshToken.expires_at), else_=SignIn.expires_at),
             SignIn.ended_at,
             User.disabled_at,
         )

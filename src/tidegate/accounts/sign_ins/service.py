@@ -29,6 +29,7 @@ from tidegate.accounts.sign_ins.refresh_tokens import (
     delete_expired,
     find_presented,
     hash_of,
+    is_refreshable,
     rotate,
 )
 from tidegate.audit.trail import Actor, Event, Subject, note, write
@@ -94,6 +95,8 @@ class IssuedTokens:
 class SignIns:
     """The sign-ins of a database. `changed` is awaited with a user's id after one of theirs ended.
 
+    One expires after `lifetime`, and earlier where it is not refreshed for `idle`.
+
     >>> issued = await sign_ins.begin(user, Client.of(request), "password")
     >>> issued = await sign_ins.refresh(issued.refresh_token, Client.of(request))
     """
@@ -104,12 +107,14 @@ class SignIns:
         tokens: AccessTokens,
         *,
         lifetime: timedelta,
+        idle: timedelta | None = None,
         changed: Changed = nothing_changed,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._database = database
         self._tokens = tokens
         self._lifetime = lifetime
+        self._idle = idle or lifetime
         self._changed = changed
         self._clock = clock
 
@@ -134,7 +139,8 @@ class SignIns:
             await delete_expired(session, user.id, now)
             session.add(sign_in)
             await session.flush()
-            refresh_token = await add_token(session, sign_in)
+            expires_at = min(sign_in.expires_at, now + self._idle)
+            refresh_token = await add_token(session, sign_in, expires_at)
             note(
                 session,
                 client.as_actor(user.id, user.email),
@@ -145,7 +151,7 @@ class SignIns:
                     details={"method": method, "sign_in_id": str(sign_in.id)},
                 ),
             )
-        return self._issued(Unused(sign_in.id, user.id, sign_in.expires_at, refresh_token), now)
+        return self._issued(Unused(sign_in.id, user.id, expires_at, refresh_token), now)
 
     async def note_refusal(self, email: str, client: Client) -> None:
         """Writes down a log-in that was refused: the same for an address that somebody has and one that nobody has."""
@@ -163,7 +169,7 @@ class SignIns:
             raise InvalidToken(_UNKNOWN)
         now = self._clock()
         async with self._database.transaction() as session:
-            rotated = await rotate(session, token_hash, now)
+            rotated = await rotate(session, token_hash, now, self._idle)
             if rotated is None:
                 presented = await find_presented(session, token_hash)
                 refusal = _refusal(presented, now)
@@ -227,7 +233,7 @@ class SignIns:
     async def live(self, user_id: uuid.UUID) -> Sequence[SignIn]:
         """A user's sign-ins that have neither ended nor expired, the newest first: a hundred at most."""
         query = select(SignIn).where(
-            SignIn.user_id == user_id, SignIn.ended_at.is_(None), SignIn.expires_at > self._clock()
+            SignIn.user_id == user_id, SignIn.ended_at.is_(None), is_refreshable(self._clock())
         )
         async with self._database.session() as session:
             return (await session.scalars(query.order_by(SignIn.id.desc()).limit(_MOST_LISTED))).all()

@@ -1,7 +1,8 @@
 """The user that somebody at the provider is: found, linked or made, with the role that their groups give.
 
 Invariants:
-- Who somebody is at the provider (issuer and subject) leads to one user for ever, whatever their address becomes.
+- Who somebody is at the provider (issuer and subject) leads to one user, whatever their address becomes, until an
+  operator unlinks them.
 - A user is linked by an address alone only where the provider says that it is verified, and only to one of its people:
   an address that is given to somebody else there does not open the account.
 - All of it is one transaction. Of several log-ins at once one makes the user, and the others find them.
@@ -12,12 +13,12 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.models import Identity, User, Workspace
-from tidegate.accounts.service import locked_user, note_created, of_user
+from tidegate.accounts.service import locked_user, note_created, of_user, withdraw_invitations_of
 from tidegate.accounts.sign_ins.service import Client, end_sign_ins
 from tidegate.accounts.single_sign_on.people import Person
 from tidegate.accounts.single_sign_on.refusals import Refused
@@ -79,12 +80,14 @@ async def _admitted(session: AsyncSession, person: Person, workspace: str, clien
         raise Refused("disabled", told, email=user.email)
     if not found.is_linked:
         await _link(session, person, user, client)
+    elif await session.scalar(select(Identity.id).where(*_is_of(person), Identity.user_id == user.id)) is None:
+        raise _Stale
     return Admitted(user, has_changed=await _set_role(session, person, user, admins, client))
 
 
 async def _find(session: AsyncSession, person: Person) -> _Found | None:
     linked = select(User.id, User.role).join(Identity, Identity.user_id == User.id)
-    linked = linked.where(Identity.issuer == person.issuer, Identity.subject == person.subject)
+    linked = linked.where(*_is_of(person))
     row = (await session.execute(linked)).one_or_none()
     if row is not None:
         return _Found(row.id, row.role, is_linked=True)
@@ -97,6 +100,10 @@ async def _find(session: AsyncSession, person: Person) -> _Found | None:
     by_address = select(User.id, User.role).where(User.email == person.verified_email)
     row = (await session.execute(by_address)).one_or_none()
     return None if row is None else _Found(row.id, row.role, is_linked=False)
+
+
+def _is_of(person: Person) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return Identity.issuer == person.issuer, Identity.subject == person.subject
 
 
 async def _make(session: AsyncSession, person: Person, workspace: str, client: Client) -> User:
@@ -124,8 +131,8 @@ async def _link(session: AsyncSession, person: Person, user: User, client: Clien
         raise _Stale
     if subjects:
         told = PermissionDenied(
-            "The account with your address is somebody else's at the single sign-on provider, who had it before: "
-            "ask an admin to change its address."
+            "The account with your address is somebody else's at the single sign-on provider, who had it before: have "
+            "an operator unlink it (`tidegate users unlink`)."
         )
         raise Refused("linked_to_another", told, email=user.email)
     _add_identity(session, person, user)
@@ -155,6 +162,8 @@ async def _set_role(
     user.role = person.role
     await session.flush()
     await end_sign_ins(session, user.id, "role_changed")
+    if user.role != "admin":
+        await withdraw_invitations_of(session, user, client.as_actor(user.id, user.email))
     _note(session, user, client, changed)
     return True
 

@@ -5,12 +5,11 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from tidegate.accounts.models import User, Workspace
 from tidegate.accounts.schemas import Email, Input, Name, NewPassword
 from tidegate.auth.principal import Role
-from tidegate.limits.schemas import Id
+from tidegate.limits.schemas import Id, NeverNull
 
 UserState = Literal["active", "disabled"]
 
@@ -27,9 +26,9 @@ class UserForm(Input):
 class ChangedUser(Input):
     """What may change of a user."""
 
-    role: Role | SkipJsonSchema[None] = None
-    workspace_id: Id | SkipJsonSchema[None] = None
-    disabled: bool | SkipJsonSchema[None] = None
+    role: Annotated[Role | None, NeverNull()] = None
+    workspace_id: Annotated[Id | None, NeverNull()] = None
+    disabled: Annotated[bool | None, NeverNull()] = None
 
     @field_validator("role", "workspace_id", "disabled", mode="before")
     @classmethod

@@ -17,7 +17,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.models import User, Workspace
-from tidegate.accounts.service import disable_user, enable_user, locked_user, note_created, of_user
+from tidegate.accounts.service import (
+    disable_user,
+    enable_user,
+    locked_user,
+    note_created,
+    of_user,
+    withdraw_invitations_of,
+)
 from tidegate.accounts.sign_ins.service import end_sign_ins
 from tidegate.accounts.users.schemas import ChangedUser, UserForm, UserPage, UserQuery, UserView
 from tidegate.audit.trail import Actor, Event, differences, note
@@ -150,6 +157,8 @@ class CallersUsers:
         if changed:
             await session.flush()
             await end_sign_ins(session, user.id, "role_changed")
+            if before["role"] == "admin" and user.role != "admin":
+                await withdraw_invitations_of(session, user, self._actor)
             note(session, self._actor, Event("user.changed", user.workspace_id, of_user(user), details=changed))
 
 
