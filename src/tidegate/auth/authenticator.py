@@ -82,6 +82,8 @@ class Authenticator:
             raise _expired(principal)
         if principal.allowed_from is not None and not principal.allowed_from.admits(client_address):
             raise _not_from(client_address)
+        if principal.key_id is not None:
+            self._directory.upkeep.used(principal.key_id)
         if self._cache.is_due(digest):
             self._cache.refresh(digest, self._judge_of(credential))
         return principal

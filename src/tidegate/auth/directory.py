@@ -64,7 +64,7 @@ class Directory:
         ends = [row.expires_at, retiring.ends_at if secret is retiring else None]
         expires_at = min((end for end in ends if end is not None), default=None)
         if expires_at is None or expires_at > utc_now():
-            self.upkeep.used(row)
+            self.upkeep.looked_up(row)
             if not is_current(stored, self._peppers):
                 self.upkeep.rehash(secret, hash_key(key, self._peppers))
         return Principal(

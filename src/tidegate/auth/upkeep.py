@@ -3,13 +3,15 @@
 Never on the road, and never needed: one task writes in the background, one short transaction after another, each a
 conditional update. What cannot be written is forgotten, and the next look-up of the key notes it again.
 
-- The last use is for people who wonder whether a key still is used. It is written at most once a minute.
+- The last use is for people who wonder whether a key still is used. It is written at most once a minute, and only
+  once a use was allowed: that a key was looked up says not yet that it may be used from there.
 - A hash under an older pepper is replaced by one under the current pepper when its key is used, so that the old pepper
   can be dropped once every key in use has moved. Only the hash that was verified is replaced: a key that was rotated
   meanwhile is left alone.
 """
 
 import asyncio
+import uuid
 from collections.abc import Hashable
 from datetime import timedelta
 from typing import Final
@@ -34,22 +36,35 @@ class KeyUpkeep:
     """Writes `last_used_at` and newer hashes. Both may be asked for at any rate: what waits already is not doubled.
 
     >>> upkeep = KeyUpkeep(database)
-    >>> upkeep.used(row)
+    >>> upkeep.looked_up(row)
+    >>> upkeep.used(key_id)
     >>> await upkeep.aclose()  # before the database is
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: dict[Hashable, Update] = {}
+        self._unused: dict[uuid.UUID, None] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def used(self, row: ApiKey) -> None:
-        """This key is being used."""
-        now = utc_now()
-        if row.last_used_at is not None and now - row.last_used_at < _EVERY:
+    def looked_up(self, row: ApiKey) -> None:
+        """What the database says of a key: its next use is noted, where the last is a minute ago."""
+        # Plain: the driver's UUIDs are a subclass.
+        key_id = uuid.UUID(int=row.id.int)
+        self._unused.pop(key_id, None)
+        if row.last_used_at is None or utc_now() - row.last_used_at >= _EVERY:
+            if len(self._unused) >= _WAITING_AT_ONCE:
+                del self._unused[next(iter(self._unused))]
+            self._unused[key_id] = None
+
+    def used(self, key_id: uuid.UUID) -> None:
+        """This key is being used, and may be."""
+        if not self._unused or key_id not in self._unused:
             return
+        del self._unused[key_id]
+        now = utc_now()
         not_lately = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - _EVERY)
-        self._add((row.id, "used"), update(ApiKey).where(ApiKey.id == row.id, not_lately).values(last_used_at=now))
+        self._add((key_id, "used"), update(ApiKey).where(ApiKey.id == key_id, not_lately).values(last_used_at=now))
 
     def rehash(self, row: ApiKey | RetiringSecret, fresh: StoredHash) -> None:
         """The secret that this row has the hash of was verified, and would be hashed as `fresh` today."""

@@ -6,7 +6,8 @@ of link-local, and what is no host's address at all (unspecified, multicast, bro
 
 The rule is judged on the address that a connection is made to, after the name is resolved and as late as that: a name
 may resolve to another address each time it is asked for (DNS rebinding). An IPv4 address inside an IPv6 one counts as
-both. Sources: RFC 6890, RFC 3927, RFC 4291, RFC 6052 (NAT64), RFC 3056 (6to4); the clouds' manuals for their services.
+both. Sources: RFC 6890, RFC 3927, RFC 4291, RFC 6052 and RFC 8215 (NAT64), RFC 3056 (6to4); the clouds' manuals for
+their services.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ _METADATA: Final = frozenset(
 )
 _NO_HOST: Final = tuple(ipaddress.ip_network(network) for network in ("0.0.0.0/8", "240.0.0.0/4"))
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_LOCAL_NAT64: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
 _FOUR_NUMBERS: Final = re.compile(r"\d+\.\d+\.\d+\.\d+")
 _COMPATIBLE: Final = ipaddress.IPv6Network("::/96")
 
@@ -115,5 +117,17 @@ def _forms(address: Address) -> list[Address]:
         inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         if address in _NAT64 or (address in _COMPATIBLE and int(address) > 0xFFFF):
             inside.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if address in _LOCAL_NAT64:
+            inside += _translated_locally(address)
         forms = [form for form in inside if form is not None] + forms
     return forms
+
+
+def _translated_locally(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """Where a local translator may lead, of what hands out credentials: its prefix may have 48, 56, 64 or 96 bits, and
+    behind the IPv4 address stands whatever it likes (RFC 6052, 2.2; bits 64 to 71 are no part of either).
+    """
+    number = int(address)
+    read = (number >> 64 & 0xFFFF) << 56 | number & (1 << 56) - 1
+    found = [ipaddress.IPv4Address(read >> behind & 0xFFFFFFFF) for behind in (40, 32, 24, 0)]
+    return [one for one in found if one.is_link_local or one in _METADATA]
