@@ -20,11 +20,11 @@ from tests.support.services import Service
 from tests.support.stand_in import ECHO
 from tests.support.subscriptions import kill_subscriptions
 from tests.support.waiting import eventually
-from tidegate.accounts.keys import ApiKeys, CreatedKey
+from tidegate.accounts.api_keys.keys import ApiKeys, CreatedKey
 from tidegate.accounts.schemas import NewKey
 from tidegate.auth.keyring import Keyring
-from tidegate.setting_groups import RedisSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import RedisSettings
 from tidegate.storage.changes import Changes, key_topic
 from tidegate.storage.database import Database
 

@@ -10,8 +10,8 @@ import msgspec
 from pydantic import SecretStr
 
 from tests.support.waiting import eventually
-from tidegate.setting_groups import RedisSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import RedisSettings
 from tidegate.storage.changes import Changes
 from tidegate.storage.read_through import CacheKey, ReadBounds, ReadThrough
 from tidegate.storage.redis import close_redis, open_redis

@@ -16,9 +16,9 @@ from sqlalchemy import select
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.support.credentials import EMAIL, PASSWORD, database_at_head, keyrings
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.dependencies import get_accounts, get_tries
 from tidegate.accounts.endpoints import router
-from tidegate.accounts.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.schemas import NewKey, NewUser
 from tidegate.accounts.service import Accounts

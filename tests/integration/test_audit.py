@@ -13,14 +13,14 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.support.credentials import database_at_head, keyrings
 from tests.support.keys_api import Json, KeysApi
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.bootstrap import FIRST_ADMIN, bootstrap
-from tidegate.accounts.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.audit.models import AuditEvent
 from tidegate.audit.trail import SYSTEM, Actor, Event, Subject, differences, note, write
 from tidegate.auth.api_keys import generate_key
-from tidegate.setting_groups import BootstrapSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import BootstrapSettings
 from tidegate.storage.database import Database
 
 AGENT = "curl/8.5"

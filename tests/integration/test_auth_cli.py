@@ -16,8 +16,8 @@ from tidegate.auth.api_keys import generate_key, hash_key, verify_key
 from tidegate.auth.keyring import SECRETS_FILE, Keyrings
 from tidegate.auth.tokens import AccessTokens
 from tidegate.cli.main import root
-from tidegate.setting_groups import AuthSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AuthSettings
 
 
 class Shell:

@@ -11,8 +11,8 @@ from sqlalchemy import func, select, text
 
 from tests.support.credentials import bearer, database_at_head, keyrings, secret_settings
 from tests.support.waiting import eventually
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.bootstrap import FIRST_ADMIN, FIRST_KEY_FILE, Bootstrapped, bootstrap, locked
-from tidegate.accounts.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.schemas import NewUser
 from tidegate.accounts.service import Accounts
@@ -22,8 +22,8 @@ from tidegate.auth.models import ApiKey
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal_cache import CacheBounds
 from tidegate.errors import AuthenticationError
-from tidegate.setting_groups import AuthSettings, BootstrapSettings, DatabaseSettings
 from tidegate.settings import Settings, SettingsError
+from tidegate.settings.groups import AuthSettings, BootstrapSettings, DatabaseSettings
 from tidegate.storage.database import Database
 
 EMAIL = "Root@example.com"

@@ -17,7 +17,7 @@ from tests.support.services import delete_keys
 from tests.support.waiting import eventually
 from tests.unit.limits import a_limit
 from tests.unit.scripted_store import TAG, ScriptedStore, a_desk
-from tidegate.accounts.keys import ApiKeys
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.schemas import NewKey
 from tidegate.admission.budgets import LedgerSeeder, LedgerSum
 from tidegate.admission.checks import Reserve, check_of

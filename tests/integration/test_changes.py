@@ -13,8 +13,8 @@ from tests.support.door import Door
 from tests.support.services import Service
 from tests.support.subscriptions import kill_subscriptions
 from tests.support.waiting import eventually
-from tidegate.setting_groups import RedisSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import RedisSettings
 from tidegate.storage.changes import UNANSWERED_S, Changes
 
 LOGGER = "tidegate.storage.changes"

@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 
 from tests.support.blackhole import BlackHole, DeafPeer
 from tests.support.waiting import eventually
-from tidegate.setting_groups import RedisSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import RedisSettings
 from tidegate.storage.redis import (
     MOST_CONNECTIONS,
     close_redis,

@@ -13,8 +13,8 @@ from tidegate.errors import InvalidRequest
 from tidegate.http.context import RequestContext
 from tidegate.http.entrance import Entrance
 from tidegate.server.http_server import uvicorn_config
-from tidegate.setting_groups import HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import HttpSettings
 
 NAMES = ("gateway.example.com", "*.internal.example.com", "ported.example.com:8443", "[2001:db8::1]")
 

@@ -16,8 +16,8 @@ from tests.support.keys_api import KeysApi
 from tidegate.errors import InvalidRequest
 from tidegate.http.json_bodies import JsonBodies, judge_json
 from tidegate.http.middleware import with_edge
-from tidegate.setting_groups import HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import HttpSettings
 
 JSON = "application/json"
 NOBODY = "00000000-0000-4000-8000-000000000000"

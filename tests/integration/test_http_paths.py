@@ -12,8 +12,8 @@ from tests.support.road import Road, open_road
 from tests.support.server import API_KEY, in_process_server
 from tests.support.stand_in import ECHO
 from tidegate.server.http_server import uvicorn_config
-from tidegate.setting_groups import HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import HttpSettings
 
 ID = "00000000-0000-4000-8000-000000000000"
 REFUSED = {400, 401, 404, 405}

@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from tidegate.inference.kept_answers import AnswerKey, KeptAnswer, KeptAnswers, MemoryAnswers, RedisAnswers
-from tidegate.setting_groups import RedisSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import RedisSettings
 from tidegate.storage.bounded_redis import BoundedRedis
 from tidegate.storage.redis import close_redis, open_redis
 

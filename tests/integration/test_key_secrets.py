@@ -8,8 +8,8 @@ from sqlalchemy import select, update
 
 from tests.support.credentials import bearer, database_at_head, keyrings
 from tests.support.waiting import eventually
-from tidegate.accounts.key_secrets import MOST_RETIRING
-from tidegate.accounts.keys import ApiKeys, CreatedKey
+from tidegate.accounts.api_keys.keys import ApiKeys, CreatedKey
+from tidegate.accounts.api_keys.secrets import MOST_RETIRING
 from tidegate.accounts.schemas import NewKey
 from tidegate.auth.api_keys import StoredHash
 from tidegate.auth.authenticator import Authenticator

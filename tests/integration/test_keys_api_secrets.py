@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.support.keys_api import Json, KeysApi
-from tidegate.setting_groups import HttpSettings
+from tidegate.settings.groups import HttpSettings
 
 HERE, THERE = "192.0.2.7", "198.51.100.9"
 PROXY = "10.0.0.1"

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from tests.support.credentials import JWT_SECRET, PEPPER, database_at_head, keyrings
 from tests.support.ledger_entries import NOON, an_attempt, an_entry
-from tidegate.accounts.keys import ApiKeys
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.accounts.schemas import NewKey, NewUser
 from tidegate.accounts.service import Accounts

@@ -29,8 +29,8 @@ from tidegate.accounts.tries import SENSITIVE, WINDOW_S
 from tidegate.admission.running import Admission
 from tidegate.app import create_app
 from tidegate.auth.passwords import Passwords
-from tidegate.setting_groups import AuthSettings, DatabaseSettings, HttpSettings, LimitsSettings, RedisSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AuthSettings, DatabaseSettings, HttpSettings, LimitsSettings, RedisSettings
 from tidegate.storage.database import Database
 
 MOST = SENSITIVE["login"]

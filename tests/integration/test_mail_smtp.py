@@ -15,7 +15,7 @@ from tidegate.errors import MailRefused, Unavailable
 from tidegate.mail.mailer import SmtpMailer
 from tidegate.mail.message import Message
 from tidegate.mail.outbox import Outbox
-from tidegate.setting_groups import MailSettings
+from tidegate.settings.groups import MailSettings
 
 LINK = "https://gateway.example.com/reset-password#token=tgm_" + "A" * 43
 MESSAGE = Message(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.credentials import EMAIL, PASSWORD
 from tests.support.sign_in_api import SignInApi
-from tidegate.setting_groups import HttpSettings
+from tidegate.settings.groups import HttpSettings
 
 OURS = {"X-Tidegate-CSRF": "1"}
 BODY = {"email": EMAIL, "password": PASSWORD}

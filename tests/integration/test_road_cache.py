@@ -18,12 +18,12 @@ from tests.support.services import Service
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
 from tests.support.wire import Gate
-from tidegate.accounts.keys import ApiKeys
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.models import Workspace
 from tidegate.accounts.schemas import NewKey
 from tidegate.inference.kept_answers import MemoryAnswers, RedisAnswers
 from tidegate.inference.response_cache import ResponseCache
-from tidegate.setting_groups import RedisSettings
+from tidegate.settings.groups import RedisSettings
 from tidegate.storage.bounded_redis import BoundedRedis
 
 PRICE = {"input": "2.00", "cached_input": "0.50", "output": "8.00"}

@@ -9,7 +9,7 @@ from tests.support.road import open_road
 from tests.support.services import Service
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
-from tidegate.setting_groups import RedisSettings
+from tidegate.settings.groups import RedisSettings
 
 
 def said(reply: Reply) -> str | None:

@@ -14,13 +14,13 @@ from tests.support.road import Road, open_road
 from tests.support.services import Service
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
-from tidegate.accounts.keys import ApiKeys
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.accounts.schemas import NewKey
 from tidegate.limits.metered import MeteredAmount
 from tidegate.limits.models import LimitRow
 from tidegate.limits.values import MOST, MOST_USD, Overrun, exact_amount
-from tidegate.setting_groups import RedisSettings
+from tidegate.settings.groups import RedisSettings
 
 WORDS = 60
 LONG = [{"role": "user", "content": " ".join(["word"] * WORDS)}]

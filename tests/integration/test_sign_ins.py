@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from tests.support.credentials import EMAIL, PASSWORD
 from tests.support.sign_in_api import OTHER, SignInApi
 from tests.support.waiting import eventually
-from tidegate.setting_groups import RedisSettings
+from tidegate.settings.groups import RedisSettings
 from tidegate.storage.changes import user_topic
 
 

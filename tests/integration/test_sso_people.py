@@ -23,7 +23,7 @@ from tidegate.accounts.users.service import CallersUsers
 from tidegate.audit.trail import SYSTEM
 from tidegate.auth.principal import Principal, Role
 from tidegate.errors import Conflict, InvalidRequest
-from tidegate.setting_groups import SingleSignOnSettings
+from tidegate.settings.groups import SingleSignOnSettings
 from tidegate.storage.database import Database
 
 ISSUER = "https://idp.example.com"

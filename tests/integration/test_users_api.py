@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from tests.support.credentials import keyrings
 from tests.support.people import BETTER, PASSWORD, People
 from tests.support.waiting import eventually
-from tidegate.accounts.keys import ApiKeys
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.schemas import NewKey
 

@@ -13,7 +13,7 @@ from tests.support.server import in_process_server
 from tests.support.waiting import eventually
 from tidegate.admission.alerts import Alerts
 from tidegate.admission.store import Alert
-from tidegate.setting_groups import AlertsSettings
+from tidegate.settings.groups import AlertsSettings
 from tidegate.upstream.addresses import AddressRefused, Found, allowed_addresses
 from tidegate.upstream.openai import open_client
 from tidegate.upstream.transport import UpstreamTransport

@@ -23,7 +23,7 @@ from tests.support.server import ADMIN_EMAIL, GatewayPlan, GatewayProcess, catal
 from tests.support.smtp import MailServer
 from tests.support.stand_in import ECHO
 from tests.support.upstream import ScriptedUpstream
-from tidegate.accounts.keys import ApiKeys, CreatedKey
+from tidegate.accounts.api_keys.keys import ApiKeys, CreatedKey
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
 from tidegate.accounts.schemas import NewKey
 from tidegate.accounts.sign_ins.service import Client, IssuedTokens, SignIns

@@ -21,8 +21,8 @@ from schemathesis.engine import Status, events, from_schema
 
 from tests.support.credentials import access_token, database_at_head, keyrings, quick_passwords, secret_settings
 from tests.support.server import in_process_server
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.dependencies import get_accounts, get_tries
-from tidegate.accounts.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.schemas import NewKey
 from tidegate.accounts.service import Accounts
@@ -36,8 +36,8 @@ from tidegate.mail.message import Message
 from tidegate.mail.outbox import Outbox
 from tidegate.mail.post import Post
 from tidegate.server.http_server import uvicorn_config
-from tidegate.setting_groups import AuthSettings, DatabaseSettings, HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AuthSettings, DatabaseSettings, HttpSettings
 from tidegate.storage.database import Database
 
 Json = dict[str, Any]

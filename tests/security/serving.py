@@ -25,8 +25,8 @@ from tidegate.auth.passwords import Passwords
 from tidegate.http.protocol import TidegateHttpProtocol
 from tidegate.ledger.entry import utc_now
 from tidegate.server.http_server import uvicorn_config
-from tidegate.setting_groups import AuthSettings, DatabaseSettings, HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AuthSettings, DatabaseSettings, HttpSettings
 from tidegate.storage.database import Database
 from tidegate.storage.dependencies import DatabaseDep
 

@@ -16,7 +16,7 @@ import pytest
 from tests.security.serving import Served, served
 from tests.support.credentials import PASSWORD
 from tidegate.accounts.tries import SENSITIVE, SensitiveName
-from tidegate.setting_groups import HttpSettings
+from tidegate.settings.groups import HttpSettings
 
 ADA: Final = "ada@example.com"
 LOGIN: Final = SENSITIVE["login"]

@@ -18,7 +18,7 @@ BANNED_NAMES = ("utils", "helpers", "manager", "handler", "process", "data", "co
 # From the ground up. The first pattern that matches a module's name (below `tidegate.`) says its floor.
 FLOORS: tuple[tuple[str, int], ...] = (
     (r"$", 0),
-    (r"(errors|settings|setting_\w+)(\.|$)", 0),
+    (r"(errors|settings)(\.|$)", 0),
     # Alembic's programs: run by it, imported by nobody, and they must see every table.
     (r"storage\.migrations(\.|$)", 6),
     # What the edge knows of a request: features read it, so it stands beside them.
@@ -156,14 +156,14 @@ def _says_what_it_owns(source: Source) -> Found:
 
 
 def _settings_alone_read_the_environment(source: Source) -> Found:
-    if not source.of_tidegate or source.module in ("tidegate.settings", "tidegate.setting_references"):
+    if not source.of_tidegate or source.module in ("tidegate.settings.loading", "tidegate.settings.references"):
         return
     names = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and node.attr in names and _name_of(node.value) == "os":
-            yield node.lineno, f"os.{node.attr}: only settings.py reads the environment"
+            yield node.lineno, f"os.{node.attr}: only settings/ reads the environment"
         if isinstance(node, ast.ImportFrom) and node.module == "os":
-            yield from ((node.lineno, f"os.{a.name}: only settings.py reads it") for a in node.names if a.name in names)
+            yield from ((node.lineno, f"os.{a.name}: only settings/ reads it") for a in node.names if a.name in names)
 
 
 def _has_no_base_http_middleware(source: Source) -> Found:

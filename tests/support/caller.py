@@ -22,7 +22,7 @@ from tests.support.server import _SECRETS as SECRETS_OF_GATEWAYS
 from tests.support.server import API_KEY, GatewayProcess
 from tests.support.waiting import eventually
 from tests.support.wire import Exchange, Pause
-from tidegate.accounts.keys import ApiKeys
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.schemas import NewKey
 from tidegate.auth.keyring import Keyring
 from tidegate.auth.models import ApiKey

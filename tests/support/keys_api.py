@@ -13,13 +13,13 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.credentials import access_token, database_at_head, keyrings, secret_settings
 from tests.support.stand_in import ECHO
-from tidegate.accounts.keys import ApiKeys, CreatedKey
+from tidegate.accounts.api_keys.keys import ApiKeys, CreatedKey
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
 from tidegate.accounts.schemas import NewKey
 from tidegate.app import create_app
 from tidegate.auth.authenticator import Authenticator
-from tidegate.setting_groups import AuthSettings, DatabaseSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AuthSettings, DatabaseSettings
 from tidegate.storage.changes import Changes
 from tidegate.storage.database import Database
 

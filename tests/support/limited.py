@@ -29,7 +29,7 @@ from tests.support.server import _SECRETS as SECRETS_OF_GATEWAYS
 from tests.support.server import GatewayPlan, GatewayProcess
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
-from tidegate.accounts.keys import ApiKeys
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.accounts.schemas import NewKey
 from tidegate.auth.keyring import Keyring

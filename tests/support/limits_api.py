@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.support.credentials import access_token, database_at_head, keyrings
-from tidegate.accounts.keys import ApiKeys, CreatedKey
+from tidegate.accounts.api_keys.keys import ApiKeys, CreatedKey
 from tidegate.accounts.models import User, Workspace
 from tidegate.accounts.schemas import NewKey
 from tidegate.auth.authenticator import Authenticator

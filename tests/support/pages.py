@@ -10,8 +10,8 @@ from tidegate.dashboard.endpoints import people, router
 from tidegate.http.errors import install_error_handlers
 from tidegate.http.management import ManagementRouter
 from tidegate.http.middleware import with_edge
-from tidegate.setting_groups import HttpSettings, ServerSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import HttpSettings, ServerSettings
 
 
 async def get_page(

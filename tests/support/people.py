@@ -18,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.credentials import database_at_head, keyrings, secret_settings
 from tests.support.stand_in import ECHO
+from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.dependencies import get_accounts
-from tidegate.accounts.keys import ApiKeys
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
 from tidegate.accounts.schemas import NewKey
 from tidegate.accounts.service import Accounts
@@ -32,8 +32,8 @@ from tidegate.mail.links import Links
 from tidegate.mail.message import Message
 from tidegate.mail.outbox import Outbox
 from tidegate.mail.post import Post
-from tidegate.setting_groups import AuthSettings, DatabaseSettings, HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AuthSettings, DatabaseSettings, HttpSettings
 from tidegate.storage.database import Database
 
 Json = dict[str, Any]

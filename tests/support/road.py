@@ -34,8 +34,8 @@ from tidegate.inference.gateway import Gateway
 from tidegate.ledger.reservation import Ledger
 from tidegate.lifespan import Surroundings
 from tidegate.server.http_server import uvicorn_config
-from tidegate.setting_groups import AuthSettings, BootstrapSettings, HttpSettings, RedisSettings, ServerSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AuthSettings, BootstrapSettings, HttpSettings, RedisSettings, ServerSettings
 from tidegate.storage.database import Database
 from tidegate.storage.migrate import migrate
 from tidegate.upstream.openai import OpenAIProvider

@@ -19,8 +19,8 @@ from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.service import Accounts
 from tidegate.app import create_app
 from tidegate.audit.models import AuditEvent
-from tidegate.setting_groups import AuthSettings, DatabaseSettings, HttpSettings, RedisSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AuthSettings, DatabaseSettings, HttpSettings, RedisSettings
 from tidegate.storage.changes import Changes
 from tidegate.storage.database import Database
 

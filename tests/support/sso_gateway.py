@@ -20,8 +20,8 @@ from tests.support.stand_in import ECHO
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, Identity, User
 from tidegate.app import create_app
 from tidegate.audit.models import AuditEvent
-from tidegate.setting_groups import AuthSettings, DatabaseSettings, HttpSettings, SingleSignOnSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AuthSettings, DatabaseSettings, HttpSettings, SingleSignOnSettings
 from tidegate.storage.changes import Changes
 from tidegate.storage.database import Database
 

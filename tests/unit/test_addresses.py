@@ -3,8 +3,8 @@
 import pytest
 
 from tidegate.routing.configuration import CatalogueError, load_catalogue
-from tidegate.setting_groups import AlertsSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import AlertsSettings
 from tidegate.upstream.addresses import fault_of_url, refusal_of
 
 NEVER = (

@@ -19,7 +19,7 @@ from tidegate.admission.alerts import SIGNATURE_HEADER, Alerts, signature
 from tidegate.admission.alone import LocalStore
 from tidegate.admission.store import Alert, Asked, Check, Seeding, Spent
 from tidegate.limits.values import Limit
-from tidegate.setting_groups import AlertsSettings
+from tidegate.settings.groups import AlertsSettings
 
 SECRET = "webhook-secret-0123456789-abcdefghijkl"
 A_BUDGET = a_limit(scope="workspace", meter="cost", window="month", amount=10 * 10**9)

@@ -24,7 +24,7 @@ def test_the_file_keeps_the_rules(source: Source) -> None:
 
 
 def test_the_repository_was_found() -> None:
-    assert {"src/tidegate/settings.py", "tests/conftest.py"} <= {source.path for source in _sources()}
+    assert {"src/tidegate/settings/loading.py", "tests/conftest.py"} <= {source.path for source in _sources()}
 
 
 def test_each_floor_has_its_modules() -> None:
@@ -52,7 +52,7 @@ def test_each_floor_has_its_modules() -> None:
 @pytest.mark.parametrize(
     ("path", "statement"),
     [
-        ("src/tidegate/settings.py", "from tidegate.storage.database import Database"),
+        ("src/tidegate/settings/loading.py", "from tidegate.storage.database import Database"),
         ("src/tidegate/storage/database.py", "import tidegate.ledger.models"),
         ("src/tidegate/ledger/service.py", "from tidegate.inference.flow import run"),
         ("src/tidegate/ledger/service.py", "from tidegate import inference"),

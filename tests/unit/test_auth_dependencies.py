@@ -7,6 +7,7 @@ import pytest
 from fastapi import APIRouter, Depends
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from msgspec import structs
 
 from tidegate.auth.dependencies import Caller, RequireScope, UserCaller, get_caller, get_user_caller
 from tidegate.auth.principal import Principal
@@ -22,6 +23,20 @@ async def test_a_signed_in_user_passes_where_a_key_does_not() -> None:
     assert await get_user_caller(USER) is USER
     with pytest.raises(PermissionDenied, match="not an API key"):
         await get_user_caller(KEY)
+
+
+@pytest.mark.parametrize(
+    ("caller", "is_one"),
+    [
+        (structs.replace(USER, role="admin"), True),
+        (USER, False),
+        (structs.replace(KEY, role="admin"), False),
+        (KEY, False),
+    ],
+    ids=["an admin", "a member", "a key of an admin", "a key of nobody"],
+)
+def test_an_admin_is_one_in_person_alone(caller: Principal, is_one: bool) -> None:
+    assert caller.is_signed_in_admin is is_one
 
 
 async def test_a_scope_that_is_missing_is_named() -> None:

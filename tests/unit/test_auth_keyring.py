@@ -9,8 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from tidegate.auth.keyring import SECRETS_FILE, Keyring, Keyrings, write_private_file
-from tidegate.setting_groups import AuthSettings
 from tidegate.settings import Settings, SettingsError
+from tidegate.settings.groups import AuthSettings
 
 FIRST = "first-secret-0123456789abcdefghijklmnop"
 SECOND = "second-secret-0123456789abcdefghijklmno"

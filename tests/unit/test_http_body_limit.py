@@ -7,8 +7,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.edge import EdgeApp, call, scope_of
 from tidegate.http.middleware import with_edge
-from tidegate.setting_groups import HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import HttpSettings
 
 SETTINGS = Settings(environment="test", http=HttpSettings(max_body_bytes=100))
 

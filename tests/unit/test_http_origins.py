@@ -6,8 +6,8 @@ from starlette.types import Receive, Scope, Send
 from tests.support.edge import Answer, EdgeApp, call
 from tidegate.errors import Overloaded
 from tidegate.http.middleware import with_edge
-from tidegate.setting_groups import HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import HttpSettings
 
 ORIGIN = "https://app.example.com"
 

@@ -13,8 +13,8 @@ from starlette.types import Scope
 from tidegate.app import create_app
 from tidegate.server.listening import listen, listen_for_management, port_of
 from tidegate.server.refusal import StartRefused
-from tidegate.setting_groups import ServerSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import ServerSettings
 
 _PUBLIC, _MANAGEMENT = 8000, 9000
 # What callers of models need, what e-mails lead to, and what says whether this process works; all other routes are

@@ -14,8 +14,8 @@ from tidegate.app import create_app
 from tidegate.auth.dependencies import Caller, RequireScope
 from tidegate.auth.page_session import CSRF_HEADER, require_own_page
 from tidegate.http.openapi import complete
-from tidegate.setting_groups import ServerSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import ServerSettings
 
 Json = dict[str, Any]
 EVERYWHERE = {400, 408, 413, 431, 500, 503}

@@ -12,8 +12,8 @@ from tidegate.mail.links import Links
 from tidegate.mail.mailer import ConsoleMailer, NoMailer, SmtpMailer, mailer_of
 from tidegate.mail.message import Message
 from tidegate.mail.outbox import MOST_WAITING, Errand, Outbox
-from tidegate.setting_groups import HttpSettings, MailSettings, ServerSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import HttpSettings, MailSettings, ServerSettings
 
 TOKEN = "tgm_" + "A" * 43
 MESSAGE = Message("password_reset", "ada@example.com", "Hello", ("Hello.",), f"https://g.example/#token={TOKEN}")

@@ -8,8 +8,8 @@ from starlette.responses import Response
 
 from tidegate.auth.page_session import PageCookies, access_cookie, refresh_cookie, require_own_page
 from tidegate.errors import PermissionDenied
-from tidegate.setting_groups import HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import HttpSettings
 
 
 def _request(

@@ -12,8 +12,8 @@ from tests.support.stand_in import ECHO
 from tidegate.app import create_app
 from tidegate.http.docs import policy_for
 from tidegate.http.security_headers import security_headers
-from tidegate.setting_groups import HttpSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import HttpSettings
 
 ORIGIN = "https://app.example.com"
 STRICT = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -6,8 +6,8 @@ import pytest
 
 from tidegate.server.bounds import LIFESPAN_END_S, SETTLE_S, server_bound_s, worker_bound_s
 from tidegate.server.http_server import uvicorn_config
-from tidegate.setting_groups import ServerSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import ServerSettings
 
 # To close the upstream, to count its tokens, to send the last event.
 CUT_REQUEST_S = 1 + 3 + 5

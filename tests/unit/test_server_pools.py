@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tidegate.server.pools import LEAST, Pool, pool_for, worker_count
 from tidegate.server.refusal import StartRefused
-from tidegate.setting_groups import DatabaseSettings, ServerSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import DatabaseSettings, ServerSettings
 
 
 def replicas(number: int) -> Settings:

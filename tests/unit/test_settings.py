@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tidegate.cli.reference import ENV_EXAMPLE, SETTINGS_PAGE, env_example, settings_page
-from tidegate.setting_references import resolve_secret
 from tidegate.settings import Settings, unknown_variables, variable_names
+from tidegate.settings.references import resolve_secret
 
 _SECRET = "6f1d2c3b4a59687786a5b4c3d2e1f0ff0112233445566778899aabbccddeeff0"
 _OTHER_SECRET = "a1b2c3d4e5f60718293a4b5c6d7e8f90112233445566778899aabbccddeeff01"

@@ -21,8 +21,8 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tidegate.accounts.key_events import note_created
-from tidegate.accounts.keys import key_row
+from tidegate.accounts.api_keys.events import note_created
+from tidegate.accounts.api_keys.keys import key_row
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.schemas import NewKey
 from tidegate.audit.models import AuditEvent

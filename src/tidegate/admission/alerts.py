@@ -21,7 +21,7 @@ import orjson
 
 from tidegate.admission.store import Alert
 from tidegate.limits.values import Limit, written_amount
-from tidegate.setting_groups import AlertsSettings
+from tidegate.settings.groups import AlertsSettings
 from tidegate.telemetry.logging import get_logger
 
 SIGNATURE_HEADER = "X-Tidegate-Signature"

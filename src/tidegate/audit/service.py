@@ -25,8 +25,7 @@ class AuditReader:
     def __init__(self, session: AsyncSession, caller: Principal) -> None:
         self._session = session
         self._caller = caller
-        # A key acts in its own workspace, whoever owns it.
-        self._is_admin = caller.role == "admin" and caller.key_id is None
+        self._is_admin = caller.is_signed_in_admin
 
     async def page(self, query: AuditQuery) -> AuditPage:
         """The newest events that match.

@@ -18,8 +18,8 @@ from typing import Final, Self
 
 from pydantic import SecretStr
 
-from tidegate.setting_groups import MINIMUM_SECRET_BYTES
 from tidegate.settings import Settings, SettingsError
+from tidegate.settings.groups import MINIMUM_SECRET_BYTES
 
 SECRETS_FILE: Final = "secrets.json"
 _GENERATED_KID: Final = "generated"

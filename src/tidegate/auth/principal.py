@@ -35,6 +35,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     queue_weight: int = 1
     allowed_from: AllowedAddresses | None = None
 
+    @property
+    def is_signed_in_admin(self) -> bool:
+        """Whether this is an admin in person: a key acts in its own workspace, whoever owns it."""
+        return self.role == "admin" and self.key_id is None
+
     def may_use(self, name: str, groups: tuple[str, ...] = ()) -> bool:
         """Whether the key's list admits this model: by its name, by one of its groups, or by a pattern (`gpt-*`)."""
         if self.models is None:

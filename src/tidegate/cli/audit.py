@@ -7,17 +7,16 @@ from typing import Any, Final
 import click
 from sqlalchemy import select
 
-from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, Workspace
+from tidegate.accounts.models import Workspace
 from tidegate.accounts.service import find_workspace
 from tidegate.audit.schemas import AuditPage, AuditQuery, EventView
 from tidegate.audit.service import AuditReader
-from tidegate.auth.principal import Principal
 from tidegate.cli.database import open_database
 from tidegate.cli.inputs import from_options
+from tidegate.cli.operator import OPERATOR
 from tidegate.cli.output import moment, print_json, print_table
 from tidegate.settings import Settings, load_settings
 
-_OPERATOR: Final = Principal(workspace_id=DEFAULT_WORKSPACE_ID, role="admin", scopes=frozenset({"manage"}))
 _COLUMNS: Final = ("WHEN", "ACTION", "OUTCOME", "ACTOR", "FROM", "SUBJECT", "WORKSPACE", "DETAILS")
 
 
@@ -52,7 +51,7 @@ async def _read(settings: Settings, query: AuditQuery, workspace: str | None) ->
     async with open_database(settings) as database, database.session() as session:
         if workspace is not None:
             query = query.model_copy(update={"workspace_id": (await find_workspace(session, workspace)).id})
-        page = await AuditReader(session, _OPERATOR).page(query)
+        page = await AuditReader(session, OPERATOR).page(query)
         rows = await session.execute(select(Workspace.id, Workspace.name))
         return page, {str(row.id): row.name for row in rows}
 

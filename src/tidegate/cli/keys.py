@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar, cast
 
 import click
 
-from tidegate.accounts.key_secrets import LONGEST_OVERLAP
-from tidegate.accounts.keys import ApiKeys, CreatedKey, ListedKey
+from tidegate.accounts.api_keys.keys import ApiKeys, CreatedKey, ListedKey
+from tidegate.accounts.api_keys.secrets import LONGEST_OVERLAP
 from tidegate.accounts.models import User
 from tidegate.accounts.schemas import NewKey
 from tidegate.auth.addresses import canonical_range

@@ -10,15 +10,14 @@ import click
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tidegate.accounts.keys import find_key
-from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
+from tidegate.accounts.api_keys.keys import find_key
+from tidegate.accounts.models import User, Workspace
 from tidegate.accounts.service import find_user, find_workspace
 from tidegate.auth.api_keys import KEY_MARK
 from tidegate.auth.models import ApiKey
-from tidegate.auth.principal import Principal
 from tidegate.cli.database import open_database
 from tidegate.cli.inputs import from_options
-from tidegate.cli.operator import operator
+from tidegate.cli.operator import OPERATOR, operator
 from tidegate.cli.output import print_json, print_table
 from tidegate.errors import ValidationFailed
 from tidegate.limits.schemas import LimitQuery, LimitView, NewLimit
@@ -33,7 +32,6 @@ Result = TypeVar("Result")
 SCOPES: Final = ("deployment", "workspace", "user", "key", "end_user", "tag", "upstream")
 METERS: Final = ("requests", "tokens", "cost", "concurrency")
 WINDOWS: Final = ("minute", "hour", "day", "week", "month", "total")
-_OPERATOR: Final = Principal(workspace_id=DEFAULT_WORKSPACE_ID, role="admin", scopes=frozenset({"manage"}))
 
 
 @click.group("limits")
@@ -99,7 +97,7 @@ def create(subject: str | None, workspace: str | None, as_json: bool, **options:
         new = from_options(NewLimit, {**options, "subject": found, "workspace_id": given})
         try:
             upstreams = load_catalogue(stores.settings).upstreams if new.scope == "upstream" else ()
-            limits = Limits(database, _OPERATOR, operator(), upstreams=upstreams, changed=stores.limits_changed)
+            limits = Limits(database, OPERATOR, operator(), upstreams=upstreams, changed=stores.limits_changed)
             view = await limits.create(new)
         except ValidationFailed as error:
             raise click.UsageError(f"--{error.message.replace('workspace_id', 'workspace', 1)}.") from None
@@ -119,7 +117,7 @@ def delete(limit_id: uuid.UUID, as_json: bool) -> None:
     """End a limit, within seconds."""
 
     async def work(stores: _Stores) -> None:
-        await Limits(stores.database, _OPERATOR, operator(), changed=stores.limits_changed).delete(limit_id)
+        await Limits(stores.database, OPERATOR, operator(), changed=stores.limits_changed).delete(limit_id)
 
     _with_stores(work)
     if as_json:
@@ -166,7 +164,7 @@ async def _list(
         if key is not None:
             query = query.model_copy(update={"key_prefix": (await find_key(session, key)).prefix})
     names = await _names(database)
-    limits = Limits(database, _OPERATOR, operator())
+    limits = Limits(database, OPERATOR, operator())
     found: list[tuple[LimitView, _Names]] = []
     while True:
         page = await limits.page(query)

@@ -9,8 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 
 from tidegate.cli.output import print_json
-from tidegate.setting_groups import DatabaseSettings
 from tidegate.settings import PREFIX, SettingsError, load_settings
+from tidegate.settings.groups import DatabaseSettings
 from tidegate.storage.migrate import draft, migrate, pending
 
 

@@ -1,9 +1,15 @@
-"""Who runs a command, as the audit trail names them."""
+"""Who runs a command: what they may do, and how the audit trail names them."""
 
 import os
 import pwd
+from typing import Final
 
+from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.audit.trail import Actor
+from tidegate.auth.principal import Principal
+
+# Whoever runs the command may do what an admin may.
+OPERATOR: Final = Principal(workspace_id=DEFAULT_WORKSPACE_ID, role="admin", scopes=frozenset({"manage"}))
 
 
 def operator() -> Actor:

@@ -7,9 +7,9 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tidegate.setting_groups import Group
-from tidegate.setting_references import holds_secret
 from tidegate.settings import PREFIX, Settings
+from tidegate.settings.groups import Group
+from tidegate.settings.references import holds_secret
 
 ENV_EXAMPLE = Path(".env.example")
 SETTINGS_PAGE = Path("docs/reference/settings.md")

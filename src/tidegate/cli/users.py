@@ -4,27 +4,22 @@ import asyncio
 import secrets
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 import click
 
 from tidegate.accounts.mailed.invitations import CallersInvitations
 from tidegate.accounts.mailed.schemas import InvitationForm, InvitationView
-from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
+from tidegate.accounts.models import User
 from tidegate.accounts.schemas import Name, NewUser
 from tidegate.accounts.service import Accounts, find_workspace
 from tidegate.auth.passwords import Passwords
-from tidegate.auth.principal import Principal
 from tidegate.cli.database import open_database
 from tidegate.cli.inputs import from_options
-from tidegate.cli.operator import operator
+from tidegate.cli.operator import OPERATOR, operator
 from tidegate.cli.output import moment, print_json, print_table
 from tidegate.mail.opening import open_post
 from tidegate.settings import Settings, load_settings
 from tidegate.storage.changes import Changes, user_topic
-
-# Whoever runs the command may do what an admin may.
-_OPERATOR: Final = Principal(workspace_id=DEFAULT_WORKSPACE_ID, role="admin", scopes=frozenset({"manage"}))
 
 
 class _Invitation(InvitationForm):
@@ -181,7 +176,7 @@ async def _invite(settings: Settings, form: _Invitation) -> InvitationView:
         async with database.session() as session:
             workspace = await find_workspace(session, form.workspace)
         asked = InvitationForm(email=form.email, role=form.role, workspace_id=workspace.id)
-        return await CallersInvitations(database, _OPERATOR, operator(), post).create(asked)
+        return await CallersInvitations(database, OPERATOR, operator(), post).create(asked)
 
 
 async def _list(settings: Settings) -> list[dict[str, object]]:

@@ -5,18 +5,14 @@ from typing import Final
 
 import click
 
-from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.accounts.users.schemas import WorkspaceForm, WorkspaceQuery, WorkspaceView
 from tidegate.accounts.users.workspaces import CallersWorkspaces
-from tidegate.auth.principal import Principal
 from tidegate.cli.database import open_database
 from tidegate.cli.inputs import from_options
-from tidegate.cli.operator import operator
+from tidegate.cli.operator import OPERATOR, operator
 from tidegate.cli.output import moment, print_json, print_table
 from tidegate.settings import Settings, load_settings
 
-# Whoever runs the command may do what an admin may.
-_OPERATOR: Final = Principal(workspace_id=DEFAULT_WORKSPACE_ID, role="admin", scopes=frozenset({"manage"}))
 _AT_ONCE: Final = 1000
 
 
@@ -50,13 +46,13 @@ def list_workspaces(as_json: bool) -> None:
 
 async def _create(settings: Settings, form: WorkspaceForm) -> WorkspaceView:
     async with open_database(settings) as database:
-        return await CallersWorkspaces(database, _OPERATOR, operator()).create(form)
+        return await CallersWorkspaces(database, OPERATOR, operator()).create(form)
 
 
 async def _list(settings: Settings) -> list[WorkspaceView]:
     views: list[WorkspaceView] = []
     async with open_database(settings) as database:
-        callers = CallersWorkspaces(database, _OPERATOR, operator())
+        callers = CallersWorkspaces(database, OPERATOR, operator())
         query = WorkspaceQuery(limit=_AT_ONCE)
         while True:
             page = await callers.page(query)

@@ -96,7 +96,7 @@ def reported_workspace(caller: Principal, wanted: uuid.UUID | None) -> uuid.UUID
     if not caller.scopes & {"usage", "manage"}:
         what = "API key" if caller.key_id is not None else "account"
         raise PermissionDenied(f"This {what} has neither the scope 'usage' nor 'manage', one of which totals need.")
-    if caller.key_id is None and caller.role == "admin":
+    if caller.is_signed_in_admin:
         return wanted
     if wanted not in (None, caller.workspace_id):
         raise PermissionDenied("These credentials show the totals of their own workspace alone.")

@@ -68,8 +68,7 @@ class Limits:
         self._actor = actor
         self._upstreams = upstreams
         self._changed = changed
-        # A key acts in its own workspace, whoever owns it.
-        self._is_admin = caller.role == "admin" and caller.key_id is None
+        self._is_admin = caller.is_signed_in_admin
 
     async def page(self, query: LimitQuery) -> LimitPage:
         """The newest limits that match."""

@@ -14,8 +14,8 @@ import aiosmtplib
 
 from tidegate.errors import MailRefused, Unavailable
 from tidegate.mail.message import Message, compose
-from tidegate.setting_groups import MailSettings
 from tidegate.settings import Settings
+from tidegate.settings.groups import MailSettings
 
 _GOODBYE_WITHIN_S: Final = 1.0
 _RULE: Final = "-" * 72

@@ -27,9 +27,9 @@ from tidegate.routing.catalogue import (
     embedded_table,
     nearest,
 )
-from tidegate.setting_hosts import host_of, is_private
-from tidegate.setting_references import is_open_to_others, is_reference, resolve_secret
 from tidegate.settings import Settings
+from tidegate.settings.hosts import host_of, is_private
+from tidegate.settings.references import is_open_to_others, is_reference, resolve_secret
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 _TABLES: dict[str, type[BaseModel]] = {

@@ -4,8 +4,8 @@ from tidegate.auth.guessing import is_guessed_soon
 from tidegate.routing.catalogue import Catalogue
 from tidegate.routing.configuration import CatalogueError, load_catalogue
 from tidegate.server.refusal import StartRefused
-from tidegate.setting_secrets import placeholder
 from tidegate.settings import Settings, SettingsError
+from tidegate.settings.secrets import placeholder
 
 
 def require_conditions(settings: Settings) -> Catalogue:

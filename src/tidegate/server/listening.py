@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tidegate.server.refusal import StartRefused
-from tidegate.setting_groups import ServerSettings
+from tidegate.settings.groups import ServerSettings
 
 BACKLOG = 2048
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from tidegate.accounts.key_secrets import LONGEST_OVERLAP
+from tidegate.accounts.api_keys.secrets import LONGEST_OVERLAP
 from tidegate.accounts.schemas import AddressesOfKey, Email, Future, Input, KeyFields, ModelsOfKey, Name
 from tidegate.auth.addresses import admits_all
 from tidegate.auth.models import ApiKey, RetiringSecret

@@ -21,6 +21,8 @@ from typing import Final
 from sqlalchemy import ColumnElement, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from tidegate.accounts.api_keys.events import changeable, note_created, of_key
+from tidegate.accounts.api_keys.keys import add_key, require_enabled, written_addresses
 from tidegate.accounts.api_keys.schemas import (
     ChangedKey,
     KeyForm,
@@ -31,9 +33,7 @@ from tidegate.accounts.api_keys.schemas import (
     KeyWithSecret,
     Rotation,
 )
-from tidegate.accounts.key_events import changeable, note_created, of_key
-from tidegate.accounts.key_secrets import end_retiring, renew, require_not_revoked, retiring_of, revoke_key
-from tidegate.accounts.keys import add_key, require_enabled, written_addresses
+from tidegate.accounts.api_keys.secrets import end_retiring, renew, require_not_revoked, retiring_of, revoke_key
 from tidegate.accounts.models import ServiceAccount, User, Workspace
 from tidegate.audit.trail import Actor, Event, differences, note
 from tidegate.auth.api_keys import KEY_MARK
@@ -77,8 +77,7 @@ class CallersKeys:
         self._actor = actor
         self._key_changed = key_changed
         self._limits_changed = limits_changed
-        # A key acts in its own workspace, whoever owns it.
-        self._is_admin = caller.role == "admin" and caller.key_id is None
+        self._is_admin = caller.is_signed_in_admin
         self._is_member = caller.role == "member" and caller.key_id is None
 
     async def page(self, query: KeyQuery) -> KeyPage:

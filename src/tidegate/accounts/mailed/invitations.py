@@ -44,8 +44,7 @@ class CallersInvitations:
         self._caller = caller
         self._actor = actor
         self._post = post
-        # A key acts in its own workspace, whoever owns it.
-        self._is_admin = caller.role == "admin" and caller.key_id is None
+        self._is_admin = caller.is_signed_in_admin
 
     async def page(self, query: InvitationQuery) -> InvitationPage:
         """The newest invitations that match."""

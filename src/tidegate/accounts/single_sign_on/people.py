@@ -9,7 +9,7 @@ from email_validator import EmailNotValidError, validate_email
 from tidegate.accounts.single_sign_on.refusals import Refused
 from tidegate.auth.principal import Role
 from tidegate.errors import PermissionDenied
-from tidegate.setting_groups import SingleSignOnSettings
+from tidegate.settings.groups import SingleSignOnSettings
 
 _LONGEST_EMAIL: Final = 254
 

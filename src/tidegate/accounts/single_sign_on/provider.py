@@ -29,8 +29,8 @@ from tidegate.accounts.single_sign_on.id_tokens import Expected, ProviderKeys, k
 from tidegate.accounts.single_sign_on.pending import PendingLogIn
 from tidegate.accounts.single_sign_on.refusals import Refused
 from tidegate.errors import AuthenticationError, InvalidRequest
-from tidegate.setting_groups import SingleSignOnSettings
-from tidegate.setting_hosts import host_of, is_loopback
+from tidegate.settings.groups import SingleSignOnSettings
+from tidegate.settings.hosts import host_of, is_loopback
 from tidegate.telemetry.logging import get_logger
 from tidegate.upstream.addresses import fault_of_url
 

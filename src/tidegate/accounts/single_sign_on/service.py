@@ -22,7 +22,7 @@ from tidegate.accounts.single_sign_on.refusals import Refused
 from tidegate.audit.trail import Event, Subject, write
 from tidegate.errors import AuthenticationError, InvalidRequest, Unavailable
 from tidegate.limits.service import Changed, nothing_changed
-from tidegate.setting_groups import SingleSignOnSettings
+from tidegate.settings.groups import SingleSignOnSettings
 from tidegate.storage.database import Database
 
 if TYPE_CHECKING:

@@ -50,8 +50,7 @@ class CallersUsers:
         self._caller = caller
         self._actor = actor
         self._changed = changed
-        # A key acts in its own workspace, whoever owns it.
-        self._is_admin = caller.role == "admin" and caller.key_id is None
+        self._is_admin = caller.is_signed_in_admin
 
     async def page(self, query: UserQuery) -> UserPage:
         """The newest users that match."""

@@ -30,8 +30,7 @@ class CallersWorkspaces:
         self._database = database
         self._caller = caller
         self._actor = actor
-        # A key acts in its own workspace, whoever owns it.
-        self._is_admin = caller.role == "admin" and caller.key_id is None
+        self._is_admin = caller.is_signed_in_admin
 
     async def page(self, query: WorkspaceQuery) -> WorkspacePage:
         """The newest workspaces that match."""

@@ -198,5 +198,5 @@ def create_audit_events() -> None:
     op.execute(
         "CREATE TRIGGER audit_events_append_only_replace BEFORE INSERT ON audit_events "
         "WHEN EXISTS (SELECT 1 FROM audit_events WHERE id = NEW.id) "
-        f"BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END"
+        "BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END"
     )

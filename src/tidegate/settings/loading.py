@@ -1,8 +1,8 @@
-"""Every setting of Tidegate: typed, frozen, in groups, read once at start.
+"""Reading the settings of a process, from its environment and the env file.
 
 A setting comes from a variable `TIDEGATE_` + group + `__` + name, from the env file (`.env` in development, or the
 file that `TIDEGATE_ENV_FILE` names), or from its default here. A secret may stand elsewhere: `env:NAME` or
-`file:/path` in its place. This module and `setting_references` alone read the environment.
+`file:/path` in its place. This module and `settings.references` alone read the environment.
 
 `load_settings` either returns settings that this environment may run with, or raises `SettingsError`, which names
 every faulty variable at once. Nothing is read at import.
@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from tidegate.setting_groups import (
+from tidegate.settings.groups import (
     AlertsSettings,
     AuthSettings,
     BootstrapSettings,
@@ -33,8 +33,8 @@ from tidegate.setting_groups import (
     ServerSettings,
     SingleSignOnSettings,
 )
-from tidegate.setting_references import holds_secret, is_open_to_others
-from tidegate.setting_rules import production_advice, production_faults
+from tidegate.settings.references import holds_secret, is_open_to_others
+from tidegate.settings.rules import production_advice, production_faults
 
 PREFIX = "TIDEGATE_"
 ENV_FILE_VARIABLE = "TIDEGATE_ENV_FILE"

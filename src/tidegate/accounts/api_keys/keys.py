@@ -14,8 +14,8 @@ from datetime import timedelta
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tidegate.accounts.key_events import note_created
-from tidegate.accounts.key_secrets import AT_ONCE, bare_prefix, end_retiring, renew, retiring_of, revoke_key
+from tidegate.accounts.api_keys.events import note_created
+from tidegate.accounts.api_keys.secrets import AT_ONCE, bare_prefix, end_retiring, renew, retiring_of, revoke_key
 from tidegate.accounts.models import ServiceAccount, User, Workspace
 from tidegate.accounts.schemas import KeyFields, NewKey
 from tidegate.accounts.service import find_user, find_workspace

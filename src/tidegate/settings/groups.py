@@ -1,7 +1,7 @@
 """The groups of settings: what each variable may hold, by its type alone, and what it is for.
 
 A secret is a `SecretStr`; `env:NAME` or `file:/path` may stand in its place. What depends on other groups, or on the
-environment, is judged in `tidegate.setting_rules`.
+environment, is judged in `tidegate.settings.rules`.
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
-from tidegate.setting_references import holds_secret, resolve_secret
+from tidegate.settings.references import holds_secret, resolve_secret
 
 MINIMUM_SECRET_BYTES = 32
 _CALLED_URL = re.compile(r"https?://[^/?#@\s]+([/?]\S*)?")

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from tidegate.setting_hosts import host_of, is_loopback, is_private
-from tidegate.setting_secrets import key_weakness, placeholder, weakness
+from tidegate.settings.hosts import host_of, is_loopback, is_private
+from tidegate.settings.secrets import key_weakness, placeholder, weakness
 
 if TYPE_CHECKING:
     from tidegate.settings import Settings

@@ -12,10 +12,10 @@ from tests.support.server import ADMIN_PASSWORD, API_KEY
 from tidegate.app import create_app
 from tidegate.server.conditions import require_conditions
 from tidegate.server.refusal import StartRefused
-from tidegate.setting_hosts import is_loopback, is_private
-from tidegate.setting_rules import production_faults
-from tidegate.setting_secrets import weakness
 from tidegate.settings import Settings, setting_advice
+from tidegate.settings.hosts import is_loopback, is_private
+from tidegate.settings.rules import production_faults
+from tidegate.settings.secrets import weakness
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ECHO = '[upstreams.echo]\nprovider = "echo"\n[[models]]\nname = "echo"\nattempts = ["echo/echo"]\n'

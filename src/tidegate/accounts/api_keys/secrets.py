@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tidegate.accounts.key_events import of_key
+from tidegate.accounts.api_keys.events import of_key
 from tidegate.audit.trail import Actor, Event, note
 from tidegate.auth.api_keys import KEY_MARK, generate_key, hash_key, prefix_of
 from tidegate.auth.keyring import Keyring
