@@ -14,7 +14,7 @@ from tidegate.settings.groups import HttpSettings
 
 OURS = {"X-Tidegate-CSRF": "1"}
 BODY = {"email": EMAIL, "password": PASSWORD}
-ACCESS, REFRESH = "tidegate_access", "tidegate_refresh"
+ACCESS, REFRESH, MARK = "tidegate_access", "tidegate_refresh", "tidegate_signed_in"
 
 
 class Page:
@@ -71,7 +71,7 @@ async def test_a_page_signs_in_refreshes_and_signs_out_and_never_sees_a_token(pa
     assert answer.headers["cache-control"] == "no-store"
     assert await page.me() == 200
     before = {name: morsel.value for name, morsel in page.cookies.items()}
-    assert before.keys() == {ACCESS, REFRESH}
+    assert before.keys() == {ACCESS, REFRESH, MARK}
     answer = await page.send("POST", "/auth/page/refresh")
     assert answer.status_code == 200
     assert answer.json().keys() == {"expires_in", "refresh_expires_in"}
@@ -87,18 +87,28 @@ async def test_a_page_signs_in_refreshes_and_signs_out_and_never_sees_a_token(pa
 async def test_cookies_of_plain_http_outside_production(page: Page) -> None:
     answer = await page.send("POST", "/auth/page/login", body=BODY)
     lines = sorted(answer.headers.get_list("set-cookie"))
-    assert [line.partition("=")[0] for line in lines] == [ACCESS, REFRESH]
-    for line, age in zip(lines, (900, 7 * 24 * 3600), strict=True):
+    assert [line.partition("=")[0] for line in lines] == [ACCESS, REFRESH, MARK]
+    for line, age in zip(lines, (900, 7 * 24 * 3600, 7 * 24 * 3600), strict=True):
         parts = {part.strip() for part in line.split(";")[1:]}
-        assert parts == {"HttpOnly", f"Max-Age={age}", "Path=/", "SameSite=strict"}
+        hidden = set() if line.startswith(MARK) else {"HttpOnly"}
+        assert parts == hidden | {f"Max-Age={age}", "Path=/", "SameSite=strict"}
+
+
+async def test_the_cookie_that_scripts_may_read_holds_no_secret_and_stands_for_nobody(page: Page) -> None:
+    await page.log_in()
+    assert page.cookies[MARK].value == "1"
+    page.cookies = {MARK: page.cookies[MARK]}
+    _refused(await page.send("GET", "/auth/me"), 401, "missing_credentials")
+    _refused(await page.send("POST", "/auth/page/refresh"), 401, "missing_credentials")
 
 
 async def test_cookies_of_https_are_secure_and_fixed_to_this_host(api: SignInApi) -> None:
     page = Page(api, "https://gateway")
     answer = await page.send("POST", "/auth/page/login", body=BODY)
     lines = sorted(answer.headers.get_list("set-cookie"))
-    assert [line.partition("=")[0] for line in lines] == ["__Host-tidegate_access", "__Host-tidegate_refresh"]
-    assert all("; Secure" in line and "Domain" not in line and "; HttpOnly" in line for line in lines)
+    assert [line.partition("=")[0] for line in lines] == [f"__Host-{name}" for name in (ACCESS, REFRESH, MARK)]
+    assert all("; Secure" in line and "Domain" not in line for line in lines)
+    assert all("; HttpOnly" in line for line in lines[:2])
     assert await page.me() == 200
     assert (await page.send("POST", "/auth/page/refresh")).status_code == 200
     # A neighbour of the domain can set a cookie without the prefix, and is not believed.

@@ -267,6 +267,32 @@ async def test_a_discovery_document_that_leads_astray_is_refused(
     assert "TIDEGATE_SINGLE_SIGN_ON__ISSUER" in message
 
 
+LED_ON = [
+    ("", "/sign-in"),
+    ("?next=/usage?day=1%26all%23top", "/sign-in?next=/usage%3Fday%3D1%26all%23top"),
+    ("?next=//evil.example", "/sign-in"),
+    ("?next=https://evil.example", "/sign-in"),
+]
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize(("query", "page"), LED_ON)
+async def test_another_sites_link_begins_no_log_in_but_leads_to_the_page_for_it(
+    provider: ScriptedProvider, browser: Browser, query: str, page: str, site: str
+) -> None:
+    led = await browser.client.get(f"/auth/sso/login{query}", headers={"Sec-Fetch-Site": site})
+    assert (led.status_code, led.headers["location"]) == (302, page)
+    assert "set-cookie" not in led.headers
+    assert led.headers["cache-control"] == "no-store"
+    assert not provider.seen
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+async def test_the_pages_button_and_a_typed_address_begin_a_log_in(browser: Browser, site: str) -> None:
+    began = await browser.client.get("/auth/sso/login", headers={"Sec-Fetch-Site": site})
+    leads_to(await browser.client.get(await browser.answer_of(began.headers["location"])))
+
+
 async def test_who_comes_too_often_is_told_to_wait(gateway: SsoGateway, browser: Browser) -> None:
     for path in ("login", "callback?state=x&code=y"):
         told = await browser.client.get(f"/auth/sso/{path}")

@@ -36,7 +36,8 @@ async def test_a_new_person_is_signed_in_and_led_on(gateway: SsoGateway, provide
     assert page.headers["cache-control"] == "no-store"
     assert page.headers["referrer-policy"] == "no-referrer"
     lines = {line.partition("=")[0]: line for line in page.headers.get_list("set-cookie")}
-    assert lines.keys() == {"__Host-tidegate_access", "__Host-tidegate_refresh", PENDING}
+    session = {f"__Host-tidegate_{name}" for name in ("access", "refresh", "signed_in")}
+    assert lines.keys() == session | {PENDING}
     assert "Max-Age=0" in lines[PENDING]
     assert all("SameSite=strict" in lines[name] for name in lines.keys() - {PENDING})
     assert await browser.email() == "ada@example.com"

@@ -29,8 +29,12 @@ _MODULES = (
     *("sqlalchemy.dialects.postgresql.asyncpg", "asyncpg", "runpy", "tests.support.warm_root"),
 )
 _STANDARD = 3
-# What Python and asyncio set in a parent; a program begins with Python's own ways.
-_TAKEN = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGQUIT)
+# What asyncio sets in a parent. A program begins with what this one began with: a test run in the background of a shell,
+# or under nohup, ignores some, and so does every program that it starts.
+_AT_START = {
+    getattr(signal, name): signal.getsignal(getattr(signal, name))
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGQUIT")
+}
 
 
 def become(program: Callable[[], Any], standard: Sequence[int], keep: Sequence[int] = ()) -> NoReturn:
@@ -42,9 +46,8 @@ def become(program: Callable[[], Any], standard: Sequence[int], keep: Sequence[i
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for taken in _TAKEN:
-            signal.signal(taken, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for taken, disposition in _AT_START.items():
+            signal.signal(taken, disposition)
         for number, stream in enumerate(standard):
             os.dup2(stream, number)
         _close_all_but({*range(_STANDARD), *keep})

@@ -40,6 +40,7 @@ beforeEach(() => {
   calls = [];
   answers = {};
   browser({ onLine: true, locks: oneLock() });
+  globalThis.document = { cookie: "theme=dark; __Host-tidegate_signed_in=1" };
   globalThis.fetch = async (path, options) => {
     calls.push({ path, ...options });
     const [status, body] = answers[path].length > 1 ? answers[path].shift() : answers[path][0];
@@ -130,7 +131,20 @@ test("where another tab has refreshed, the call goes on with what that got", asy
   assert.deepEqual(await askSignedIn("GET", "/auth/me"), { email: "ada@example.com" });
 });
 
-test("without a session nothing is asked again", async () => {
+test("who has no session here asks for no refresh, which would be a try of their address", async () => {
+  answers = { "/auth/me": [refused(401, "missing_credentials")], "/auth/page/refresh": [[200, {}]] };
+  for (const cookie of ["", "theme=dark", "tidegate_signed_in=", "not_tidegate_signed_in=1", "a=tidegate_signed_in=1"]) {
+    calls = [];
+    globalThis.document = { cookie };
+    await assert.rejects(askSignedIn("GET", "/auth/me"), { isSignedOut: true });
+    assert.deepEqual(paths(), ["/auth/me"], cookie);
+  }
+  globalThis.document = { cookie: "tidegate_signed_in=1; theme=dark" };
+  await assert.rejects(askSignedIn("GET", "/auth/me"), { isSignedOut: true });
+  assert.ok(paths().includes("/auth/page/refresh"));
+});
+
+test("a session that has ended elsewhere is not asked for again", async () => {
   answers = {
     "/auth/me": [refused(401, "missing_credentials")],
     "/auth/page/refresh": [refused(401, "missing_credentials", "This browser has no session here: sign in.")],

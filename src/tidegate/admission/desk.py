@@ -47,6 +47,7 @@ class Desk:
         self.shared: RedisStore | None = None
         self.workers = 1
         self.judged_alone = 0
+        self.answer_within_s = ANSWER_WITHIN_S
         self.forgotten_ends = 0
         self.holdings: dict[str, dict[str, Holding]] = {}
         self.ended: dict[str, dict[str, Ended]] = {}
@@ -118,7 +119,7 @@ class Desk:
         if holding is None or holding.where is None:
             return None
         try:
-            with Patience(ANSWER_WITHIN_S):
+            with Patience(self.answer_within_s):
                 reply = await holding.where.top_up(tag, self.worker, entry, more)
             if reply.said == "taken":
                 # What is declared anew is all that it reserved.
@@ -139,7 +140,7 @@ class Desk:
             return turn
         is_ours = False
         try:
-            with Patience(ANSWER_WITHIN_S):
+            with Patience(self.answer_within_s):
                 is_ours = holding.where is not None and await holding.where.claim(tag, self.worker, entry)
         except _SILENCE as error:
             self.failed(error)
@@ -178,7 +179,7 @@ class Desk:
         if holding is None or holding.where is None:
             return 0
         try:
-            with Patience(ANSWER_WITHIN_S):
+            with Patience(self.answer_within_s):
                 return await holding.where.place(tag, self.worker, entry)
         except _SILENCE:
             return 0
@@ -254,7 +255,7 @@ class Desk:
                 return refusal
             holding.where = shared
             try:
-                with Patience(ANSWER_WITHIN_S):
+                with Patience(self.answer_within_s):
                     reply = await shared.take(tag, self.worker, holding.asked)
             except _SILENCE as error:
                 # It may have been taken all the same, and is not to be.

@@ -7,7 +7,8 @@ request can carry, and what the browser says of its origin (`Sec-Fetch-Site`, `O
 Under https, and always in production, cookies are Secure and their names begin with `__Host-`: no other host of the
 domain and nobody on an unencrypted connection can set one (RFC 6265bis, 4.1.3), so nobody can sign a browser in as
 themselves. A name without the prefix is then not read. The prefix asks for the path `/`, so the refresh token comes
-with every request of the browser; only the routes of `REFRESH_PATH` look at it.
+with every request of the browser; only the routes of `REFRESH_PATH` look at it. A third cookie comes and goes with
+them, holds no secret and is believed by nobody: by it the page's scripts know that there is a session to refresh.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ CSRF_HEADER: Final = "X-Tidegate-CSRF"
 REFRESH_PATH: Final = "/auth/page"
 _ACCESS: Final = "tidegate_access"
 _REFRESH: Final = "tidegate_refresh"
+_MARK: Final = "tidegate_signed_in"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _CREDENTIAL_HEADERS: Final = frozenset({b"authorization", b"x-api-key"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -43,26 +45,41 @@ class PageCookies:
 
     @property
     def access_name(self) -> str:
-        return f"__Host-{_ACCESS}" if self.is_secure else _ACCESS
+        return self._named(_ACCESS)
 
     @property
     def refresh_name(self) -> str:
-        return f"__Host-{_REFRESH}" if self.is_secure else _REFRESH
+        return self._named(_REFRESH)
+
+    @property
+    def mark_name(self) -> str:
+        return self._named(_MARK)
 
     def give(self, response: Response, *, access: tuple[str, int], refresh: tuple[str, int]) -> None:
-        """Sets both: each a token and the seconds that it lives."""
+        """Sets them all: `access` and `refresh` are a token and the seconds that it lives."""
         self._set(response, self.access_name, access)
         self._set(response, self.refresh_name, refresh)
+        self._set(response, self.mark_name, ("1", refresh[1]), is_for_scripts=True)
 
     def take_back(self, response: Response) -> None:
-        """Has the browser forget both."""
+        """Has the browser forget them all."""
         self._set(response, self.access_name, ("", 0))
         self._set(response, self.refresh_name, ("", 0))
+        self._set(response, self.mark_name, ("", 0), is_for_scripts=True)
 
-    def _set(self, response: Response, name: str, value: tuple[str, int]) -> None:
-        token, max_age = value
+    def _named(self, name: str) -> str:
+        return f"__Host-{name}" if self.is_secure else name
+
+    def _set(self, response: Response, name: str, value: tuple[str, int], *, is_for_scripts: bool = False) -> None:
+        written, max_age = value
         response.set_cookie(
-            name, token, max_age=max_age, path="/", secure=self.is_secure, httponly=True, samesite="strict"
+            name,
+            written,
+            max_age=max_age,
+            path="/",
+            secure=self.is_secure,
+            httponly=not is_for_scripts,
+            samesite="strict",
         )
 
 
@@ -94,7 +111,7 @@ def require_own_page(request: Request) -> None:
     """Lets through what this gateway's own page asks for. Raises `PermissionDenied`, which says what is not so."""
     if request.headers.getlist(CSRF_HEADER) != ["1"]:
         raise PermissionDenied(f"With a cookie, or for one, a request needs the header {CSRF_HEADER}: 1.")
-    if any(site not in ("same-origin", "none") for site in request.headers.getlist("sec-fetch-site")):
+    if is_of_another_origin(request):
         raise PermissionDenied("A page of another origin made this request (Sec-Fetch-Site): cookies are for ours.")
     own = _own_origins(request)
     if any(_normal(origin) not in own for origin in request.headers.getlist("origin")):
@@ -102,6 +119,13 @@ def require_own_page(request: Request) -> None:
             "The Origin of this request is not this gateway's: behind a proxy set TIDEGATE_HTTP__PUBLIC_URL to the "
             "address that browsers use."
         )
+
+
+def is_of_another_origin(request: Request) -> bool:
+    """Whether the browser says that a page of another origin made or led to this request (W3C Fetch Metadata). Old
+    browsers, programs, and all browsers over plain HTTP to other machines say nothing.
+    """
+    return any(site not in ("same-origin", "none") for site in request.headers.getlist("sec-fetch-site"))
 
 
 def _own_origins(request: Request) -> set[str | None]:

@@ -1,6 +1,7 @@
 """Single sign-on over HTTP: whether there is any, the way to the provider, and the way back."""
 
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Response, status
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -18,7 +19,9 @@ from tidegate.accounts.single_sign_on.dependencies import (
     SingleSignOnDep,
 )
 from tidegate.accounts.single_sign_on.landing import landing_page
+from tidegate.accounts.single_sign_on.pending import HOME, local_path
 from tidegate.accounts.single_sign_on.schemas import SingleSignOnState
+from tidegate.auth.page_session import is_of_another_origin
 from tidegate.errors import TidegateError
 
 # Beside those of every route of its kind: it is off; an account is being changed; the provider fails.
@@ -45,10 +48,17 @@ async def single_sign_on_state(opened: OpenedProviderDep) -> SingleSignOnState:
 async def single_sign_on_login(
     single_sign_on: SingleSignOnDep,
     cookie: PendingCookieDep,
+    request: Request,
     response: Response,
     next_path: Annotated[str, Query(alias="next", max_length=8192)] = "/",
 ) -> RedirectResponse:
-    """Sends a browser to the provider. It is led on to `next` afterwards where that is a path of this gateway."""
+    """Sends a browser to the provider. It is led on to `next` afterwards where that is a path of this gateway.
+
+    Whom another site led here is sent to the page for signing in instead, whose button leads here again.
+    """
+    if is_of_another_origin(request):
+        # The provider may ask nothing, and nobody is to be signed in unasked (OWASP ASVS 5, 7.6.2).
+        return RedirectResponse(_sign_in_page(next_path), status.HTTP_302_FOUND, headers=dict(response.headers))
     begun = await single_sign_on.begin(next_path)
     redirect = RedirectResponse(begun.url, status.HTTP_302_FOUND, headers=dict(response.headers))
     redirect.headers.append("Set-Cookie", cookie.given(begun.sealed))
@@ -75,3 +85,8 @@ async def single_sign_on_callback(
     give_session(issued, request, page)
     page.headers.append("Set-Cookie", cookie.taken_back())
     return page
+
+
+def _sign_in_page(wanted_path: str) -> str:
+    path = local_path(wanted_path)
+    return "/sign-in" if path == HOME else f"/sign-in?next={quote(path)}"

@@ -4,6 +4,8 @@ const LOCK = "tidegate-refresh";
 const LONGEST_MS = 30_000;
 const AFTER_ANOTHER_TAB_MS = 300;
 const REFRESHES_AT_MOST = 2;
+// It is set and cleared with the cookies of a session, which no script reads, and says nothing else.
+const MARK_OF_A_SESSION = /(?:^|; )(?:__Host-)?tidegate_signed_in=1(?:;|$)/;
 
 /** A call that failed. `message` is for people: the gateway's own words, where it answered. */
 export class Problem extends Error {
@@ -44,16 +46,23 @@ export async function ask(method, path, body) {
   }
 }
 
-/** The same for who is signed in: what an expired access token is refused is asked again with a new one. */
+/**
+ * The same for who is signed in: what an expired access token is refused is asked again with a new one. Where this
+ * browser has no session there is none to be had, and none is asked for.
+ */
 export async function askSignedIn(method, path, body) {
   for (let refreshes = 0; ; refreshes += 1) {
     try {
       return await ask(method, path, body);
     } catch (problem) {
-      if (problem.status !== 401 || refreshes === REFRESHES_AT_MOST) throw problem;
+      if (problem.status !== 401 || refreshes === REFRESHES_AT_MOST || !hasSession()) throw problem;
     }
     await refresh();
   }
+}
+
+function hasSession() {
+  return MARK_OF_A_SESSION.test(document.cookie);
 }
 
 /** New cookies, asked for by one tab at a time. Throws a `Problem`: `isSignedOut` where there is no session. */
