@@ -29,8 +29,8 @@ _MODULES = (
     *("sqlalchemy.dialects.postgresql.asyncpg", "asyncpg", "runpy", "tests.support.warm_root"),
 )
 _STANDARD = 3
-# What asyncio sets in a parent. A program begins with what this one began with: a test run in the background of a shell,
-# or under nohup, ignores some, and so does every program that it starts.
+# What asyncio sets in a parent. A program begins with what this one began with: a test run in the background, or
+# under nohup, ignores some, and so does every program that it starts.
 _AT_START = {
     getattr(signal, name): signal.getsignal(getattr(signal, name))
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGQUIT")
