@@ -68,6 +68,8 @@ WRONG_CLAIMS: list[tuple[Json, str]] = [
     ({"sub": ""}, "sub"),
     ({"sub": 7}, "sub"),
     ({"sub": "s" * 256}, "sub"),
+    ({"sub": ["subject-1"]}, "sub"),
+    ({"sub": "subject-1\0"}, "sub"),
 ]
 
 

@@ -168,6 +168,19 @@ async def test_an_address_that_is_not_verified_opens_nothing(
     assert (await gateway.identities(), set(await gateway.users())) == ([], {"ada@example.com"})
 
 
+@pytest.mark.parametrize("email", ["\u212aate@example.com", "mi\u212aE@example.com", "\u212aate@EXAMPLE.com"])
+async def test_another_mailbox_that_is_only_folded_into_a_users_address_opens_nothing(
+    gateway: SsoGateway, provider: ScriptedProvider, email: str
+) -> None:
+    # The Kelvin sign: Unicode makes it a K, mail servers do not.
+    for known in ("kate@example.com", "mike@example.com"):
+        await gateway.add_user(known, "admin")
+    provider.is_person("subject-1", email)
+    refused(await gateway.browser().log_in(), 403, "permission_denied")
+    assert await gateway.reasons() == ["no_email"]
+    assert await gateway.identities() == []
+
+
 async def test_who_is_linked_needs_no_address_but_none_that_is_unverified(
     gateway: SsoGateway, provider: ScriptedProvider
 ) -> None:

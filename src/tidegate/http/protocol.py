@@ -11,6 +11,9 @@ What a client begins it must go on with: a head is 30 s long at most, a body may
 second for each further KiB, and who connects speaks within 75 s. uvicorn's own timer begins with the first answer and
 ends with the next byte. One timer a connection looks at this, at most every 30 s; a request only notes when it began.
 
+A connection that is being closed waits until its client has read what was written. It waits for 120 s and a second for
+each KiB that does not fit into the socket; asyncio would wait for ever.
+
 A client that asks for another protocol (`Upgrade: h2c`, as Java's does of itself) is served in HTTP/1.1, its body and
 what follows included: llhttp takes all that comes behind such a head for that other protocol, and uvicorn would lose it
 or read the rest of it as the next request. So the head is read again without its `Upgrade` (RFC 9110, 7.8).
@@ -39,6 +42,7 @@ BODY_IDLE_S = 30.0
 BODY_GRACE_S = 60.0
 SLOWEST_BODY_BYTES_S = 1024
 SILENT_FOR_S = 75.0
+READ_WITHIN_S = 120.0
 LOOK_EVERY_S = 30.0
 MOST_PIPELINED = 16
 MOST_PIPELINED_BYTES = 1024 * 1024
@@ -54,6 +58,7 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     body_idle_s = BODY_IDLE_S
     body_grace_s = BODY_GRACE_S
     silent_for_s = SILENT_FOR_S
+    read_within_s = READ_WITHIN_S
     look_every_s = LOOK_EVERY_S
 
     _at_work: RequestResponseCycle | None = None
@@ -74,6 +79,8 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     _began_at = 0.0
     # Of the body that is being read: by when it is to be here if nothing more of it comes.
     _body_due_at = 0.0
+    # Of what was written, once this is closing.
+    _read_by: float | None = None
     _look: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -179,14 +186,16 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _look_at_silence(self) -> None:
-        """Ends a connection whose client has stopped in the middle, or said nothing; else looks again."""
-        self._look = None
-        if self._is_refused or self.transport.is_closing():
-            return
+        """Ends a connection whose client has stopped in the middle, said nothing, or does not read; looks again."""
         now = self.loop.time()
-        deadline = self._silent_until(now)
+        is_ending = self._is_refused or self.transport.is_closing()
+        deadline = self._unread_until(now) if is_ending else self._silent_until(now)
+        wait_s = deadline - now if deadline > now else self.look_every_s
+        self._look = self.loop.call_later(min(wait_s, self.look_every_s), self._look_at_silence)
         if deadline > now:
-            self._look = self.loop.call_later(min(deadline - now, self.look_every_s), self._look_at_silence)
+            return
+        if is_ending:
+            self.transport.abort()
         elif self._is_in_head:
             self._refuse(RequestTimeout(f"The request's headers did not come within {self.head_within_s:g} s."))
         elif self._is_in_body and not self.cycle.response_complete:
@@ -198,6 +207,13 @@ class TidegateHttpProtocol(HttpToolsProtocol):
             )
         else:
             self.transport.close()
+
+    def _unread_until(self, now: float) -> float:
+        """Until when this client may leave unread what was written to it, by the loop's clock."""
+        if self._read_by is None:
+            unread = self.transport.get_write_buffer_size()
+            self._read_by = now + self.read_within_s + unread / SLOWEST_BODY_BYTES_S
+        return self._read_by
 
     def _silent_until(self, now: float) -> float:
         """Until when this client may be silent, by the loop's clock; infinity where it is not its turn."""

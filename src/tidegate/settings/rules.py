@@ -41,7 +41,7 @@ def production_advice(settings: "Settings") -> list[str]:
 
 def _stores(settings: "Settings") -> Iterator[str]:
     if settings.database.url is None:
-        yield "TIDEGATE_DATABASE__URL: needed in production: postgresql+asyncpg://user:password@host/name"
+        yield "TIDEGATE_DATABASE__URL: needed in production: postgresql+asyncpg://host/name, with its user and password"
     if settings.server.workers == 1:
         return
     if settings.redis.url is None:

@@ -90,7 +90,8 @@ def verified_claims(id_token: str, keys: ProviderKeys, expected: Expected, *, no
         raise _not_trusted(str(error.claim)) from None
     except _MALFORMED:
         raise _not_trusted("its signature") from None
-    if not 0 < len(claims["sub"]) <= _LONGEST_SUBJECT:
+    # What cannot be printed (NUL, lone surrogates) cannot be stored either.
+    if not 0 < len(claims["sub"]) <= _LONGEST_SUBJECT or not claims["sub"].isprintable():
         raise _not_trusted("sub")
     return dict(claims)
 

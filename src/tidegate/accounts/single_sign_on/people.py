@@ -1,5 +1,6 @@
 """Whom the provider's claims tell of: who it is there, whether the address is theirs, and the role of their groups."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,6 +41,9 @@ def person_of(claims: Mapping[str, Any], issuer: str, settings: SingleSignOnSett
 
 def _email(claim: object) -> str | None:
     if not isinstance(claim, str) or len(claim) > _LONGEST_EMAIL:
+        return None
+    # Normalising folds signs into others (Kelvin's into K): of two mailboxes, one would open the other's account.
+    if not unicodedata.is_normalized("NFC", claim):
         return None
     try:
         return validate_email(claim, check_deliverability=False).normalized.lower()
