@@ -1,8 +1,10 @@
 """A connection whose client stops in the middle, says nothing, or sends more than its turn: on a real socket."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
@@ -18,6 +20,8 @@ REQUEST = b"GET /%s HTTP/1.1\r\nhost: x\r\n\r\n"
 POST = b"POST /%s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
 CHUNKED = b"POST /ok HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 MIB = 1 << 20
+# More than the kernel keeps of a loopback connection.
+BIG = 16 * MIB
 
 
 class Hasty(TidegateHttpProtocol):
@@ -31,7 +35,9 @@ class Hasty(TidegateHttpProtocol):
 
 
 class App:
-    """Streams for ever on /stream and notes what it hears then; answers at once elsewhere, the body read or not."""
+    """Streams for ever on /stream and notes what it hears then; answers at once elsewhere, the body read or not, on
+    /big with much.
+    """
 
     def __init__(self) -> None:
         self.heard: dict[str, list[str]] = {}
@@ -45,13 +51,14 @@ class App:
             heard.append(message["type"])
             if message["type"] == "http.disconnect":
                 return
-        headers = [(b"content-length", b"2")] if scope["path"] != "/stream" else []
+        answer = b"x" * BIG if scope["path"] == "/big" else b"ok"
+        headers = [(b"content-length", b"%d" % len(answer))] if scope["path"] != "/stream" else []
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if scope["path"] == "/stream":
             await send({"type": "http.response.body", "body": b"first", "more_body": True})
             heard.append((await receive())["type"])
             return
-        await send({"type": "http.response.body", "body": b"ok"})
+        await send({"type": "http.response.body", "body": answer})
 
 
 @asynccontextmanager
@@ -216,6 +223,35 @@ async def test_a_connection_on_which_nothing_is_asked_is_closed(said: bytes) -> 
             assert (await client.head()).status == 200
             await client.body()
         await client.send_raw(b"\r\n" if not said.endswith(b"5") else b"6")
+        assert await client.closed_by_server()
+
+
+async def test_an_answer_that_is_not_read_holds_no_connection_for_ever() -> None:
+    lost = asyncio.Event()
+
+    class Impatient(Hasty):
+        read_within_s = 0.2
+        slowest_read_bytes_s = float("inf")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            lost.set()
+
+    async with serving(App(), Impatient) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.sendall(b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            await asyncio.wait_for(lost.wait(), 10)
+
+
+async def test_an_answer_that_is_read_late_comes_whole_though_its_connection_is_being_closed() -> None:
+    async with serving(App(), Hasty) as url, RawClient(url) as client:
+        await client.send_raw(b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await client.head()).status == 200
+        # What would end a connection that is not being closed has passed once this one is.
+        async with RawClient(url) as silent:
+            assert await silent.closed_by_server()
+        assert len(await client.body()) == BIG
         assert await client.closed_by_server()
 
 

@@ -43,6 +43,7 @@ BODY_GRACE_S = 60.0
 SLOWEST_BODY_BYTES_S = 1024
 SILENT_FOR_S = 75.0
 READ_WITHIN_S = 120.0
+SLOWEST_READ_BYTES_S = 1024
 LOOK_EVERY_S = 30.0
 MOST_PIPELINED = 16
 MOST_PIPELINED_BYTES = 1024 * 1024
@@ -59,6 +60,7 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     body_grace_s = BODY_GRACE_S
     silent_for_s = SILENT_FOR_S
     read_within_s = READ_WITHIN_S
+    slowest_read_bytes_s: float = SLOWEST_READ_BYTES_S
     look_every_s = LOOK_EVERY_S
 
     _at_work: RequestResponseCycle | None = None
@@ -212,7 +214,7 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         """Until when this client may leave unread what was written to it, by the loop's clock."""
         if self._read_by is None:
             unread = self.transport.get_write_buffer_size()
-            self._read_by = now + self.read_within_s + unread / SLOWEST_BODY_BYTES_S
+            self._read_by = now + self.read_within_s + unread / self.slowest_read_bytes_s
         return self._read_by
 
     def _silent_until(self, now: float) -> float:
