@@ -155,9 +155,8 @@ async def test_reports_are_each_callers_own_however_often_they_are_asked(
         assert answer.json()["workspace_id"] is None
 
 
-async def test_every_key_of_a_store_begins_with_whose_it_is(attacked: Attacked, redis: tuple[str, str] | None) -> None:
-    if redis is None:
-        pytest.skip("what is in a process has no names")
+@pytest.mark.parametrize("redis", ["redis"], indirect=True)  # what is in a process has no names
+async def test_every_key_of_a_store_begins_with_whose_it_is(attacked: Attacked, redis: tuple[str, str]) -> None:
     for by, user in (("caller", "member"), ("theirs", "stranger")):
         await ask(attacked, by, "kept for the names of its keys")
         await attacked.call("GET", "/api/usage", by=user)
