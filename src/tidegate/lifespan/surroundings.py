@@ -1,10 +1,12 @@
 """What the server gives its app, and the settings do not know."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from tidegate.inference.gateway import DrainState
+from tidegate.routing.configuration import CatalogueSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +16,41 @@ class NeverLeaving:
     draining: bool = False
 
 
+class ServedProcess(Protocol):
+    """What a root may ask of a process that serves."""
+
+    async def reload(self, source: CatalogueSource) -> str:
+        """Serves by this catalogue from now on, and returns its version. Raises `CatalogueError`: nothing changed."""
+
+    def report(self) -> dict[str, Any]:
+        """What this process is, as JSON takes it: `state` and `catalogue_version` at least."""
+
+
+class Supervisor(Protocol):
+    """The root, as a process that serves speaks to it."""
+
+    async def catalogue(self) -> CatalogueSource | None:
+        """The catalogue in force; None where this process is to read it by itself."""
+
+    def attached(self, process: ServedProcess) -> AbstractAsyncContextManager[None]:
+        """While it is entered, the root is told what `process` is, and may ask it."""
+
+
+class NoSupervisor:
+    """An app that nobody stands above: a test's, or another program's."""
+
+    async def catalogue(self) -> CatalogueSource | None:
+        return None
+
+    def attached(self, process: ServedProcess) -> AbstractAsyncContextManager[None]:
+        del process
+        return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What the server gives its app: this worker's share of database connections, how many workers there are (of all
-    servers), and word of its leaving.
+    servers), word of its leaving, and who stands above.
 
     `leaving` is entered on the running loop, when the server's own signal handlers stand.
     """
@@ -26,3 +59,4 @@ class Surroundings:
     max_overflow: int = 5
     workers: int = 1
     leaving: Callable[[], AbstractContextManager[DrainState]] = lambda: nullcontext(NeverLeaving())
+    supervisor: Supervisor = field(default_factory=NoSupervisor)

@@ -6,6 +6,7 @@ A fault says file, line, what is wrong and the nearest valid name, as a tired pe
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -42,6 +43,14 @@ _TABLES: dict[str, type[BaseModel]] = {
 _WORD_OR_TABLE = ("breaker", "price", "cache")
 
 
+@dataclass(frozen=True, slots=True)
+class CatalogueSource:
+    """A catalogue as it was written: where (a path, for messages), and its text; None is embedded mode's own."""
+
+    name: str
+    text: str | None
+
+
 class CatalogueError(Exception):
     """The catalogue cannot be used. `faults` holds one line a fault."""
 
@@ -52,20 +61,25 @@ class CatalogueError(Exception):
 
 def load_catalogue(settings: Settings) -> Catalogue:
     """The catalogue that these settings name. Raises `CatalogueError`."""
-    source, text = _read(settings)
+    return parse_catalogue(settings, read_catalogue(settings))
+
+
+def parse_catalogue(settings: Settings, written: CatalogueSource) -> Catalogue:
+    """What was written, as a value; the secrets that it refers to are read now. Raises `CatalogueError`."""
+    source, text = written.name, written.text
     if text is None:
         return build_catalogue(CatalogueTable.model_validate(embedded_table()), {})
     try:
-        written = tomllib.loads(text)
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise CatalogueError([f"{source}:{_syntax_line(text, error)}: this is not TOML: {error}"]) from None
-    if isinstance(written.get("models"), dict):
+    if isinstance(tables.get("models"), dict):
         line = _line(text, ("models",))
         raise CatalogueError(
             [f'{source}:{line}: models are an array: write [[models]] with name = "…", not [models.name]']
         )
     try:
-        table = CatalogueTable.model_validate(written)
+        table = CatalogueTable.model_validate(tables)
     except ValidationError as error:
         faults = list(_faults(source, text, error.errors(include_url=False, include_input=False)))
         raise CatalogueError(faults) from None
@@ -75,13 +89,27 @@ def load_catalogue(settings: Settings) -> Catalogue:
     return build_catalogue(table, secrets)
 
 
+def read_catalogue(settings: Settings) -> CatalogueSource:
+    """What these settings name, unread. Raises `CatalogueError` where it cannot be read."""
+    if settings.config_toml is not None:
+        return CatalogueSource("TIDEGATE_CONFIG_TOML", settings.config_toml)
+    path = catalogue_path(settings.config)
+    if path is None:
+        return CatalogueSource("embedded", None)
+    try:
+        return CatalogueSource(str(path), path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise CatalogueError([f"TIDEGATE_CONFIG: {path} cannot be read: {reason}"]) from None
+
+
 def open_key_files(settings: Settings) -> list[str]:
     """One line for each file of an upstream's key that every user of this machine may read.
 
     None for a catalogue that cannot be read: that is told elsewhere.
     """
     try:
-        _, text = _read(settings)
+        text = read_catalogue(settings).text
         if text is None or "file:" not in text:
             return []
         table = CatalogueTable.model_validate(tomllib.loads(text))
@@ -93,19 +121,6 @@ def open_key_files(settings: Settings) -> list[str]:
         for name, key in keys.items()
         if key is not None and is_open_to_others(key.get_secret_value())
     ]
-
-
-def _read(settings: Settings) -> tuple[str, str | None]:
-    if settings.config_toml is not None:
-        return "TIDEGATE_CONFIG_TOML", settings.config_toml
-    path = catalogue_path(settings.config)
-    if path is None:
-        return "embedded", None
-    try:
-        return str(path), path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise CatalogueError([f"TIDEGATE_CONFIG: {path} cannot be read: {reason}"]) from None
 
 
 def _resolve(

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -49,10 +49,12 @@ def create_app(settings: Settings, pool: Pool | None) -> ASGIApp:
     """The gateway's app for one worker. Its modules are imported by `_open`, before any fork."""
     from tidegate import app, lifespan  # noqa: PLC0415
 
-    share = {} if pool is None else {"pool_size": pool.size, "max_overflow": pool.overflow}
     leaving = partial(install_drain, linger_s=settings.server.linger_s)
     workers = worker_count(settings, usable_cpus()) * settings.database.max_replicas
-    return app.create_app(settings, lifespan.Surroundings(**share, workers=workers, leaving=leaving))
+    surroundings = lifespan.Surroundings(workers=workers, leaving=leaving)
+    if pool is not None:
+        surroundings = replace(surroundings, pool_size=pool.size, max_overflow=pool.overflow)
+    return app.create_app(settings, surroundings)
 
 
 def serve(process: Process, run: Callable[[Opening], None]) -> NoReturn:
