@@ -3,7 +3,8 @@
 With `TIDEGATE_BOOTSTRAP__…` that admin and that very key are created where they are missing; what exists is never
 changed, and a secret that was rotated away stays away, though the settings still name it. Without them, outside
 production and where there is no user at all, an admin with a random password and a key are made up, and the key is kept
-in `<data dir>/first-key` (0600).
+in `<data dir>/first-key` (0600). A password that was made up ends after some days, as every one that its user did not
+choose; the settings' own does not, since scripts log in by it.
 
 All of it is one transaction under a lock, so any number of processes may do it at once: one of them creates, the others
 find. The file is written before the commit: a crash between the two leaves a file to be overwritten, never a key that
@@ -25,6 +26,7 @@ from tidegate.accounts.api_keys.events import note_created
 from tidegate.accounts.api_keys.keys import key_row
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.schemas import NewKey
+from tidegate.accounts.service import ends_after
 from tidegate.audit.models import AuditEvent
 from tidegate.audit.trail import SYSTEM, Event, Subject, note
 from tidegate.auth.api_keys import KEY_MARK, GeneratedKey, StoredHash, generate_key, prefix_of, verify_key
@@ -66,7 +68,7 @@ async def bootstrap(database: Database, settings: Settings, keyrings: Keyrings) 
         return await _create_configured(database, settings, given.admin_email.lower(), keyrings.peppers)
     if settings.in_production:
         return Bootstrapped()
-    return await _create_first(database, settings.data_dir / FIRST_KEY_FILE, keyrings.peppers)
+    return await _create_first(database, settings, keyrings.peppers)
 
 
 async def _create_configured(database: Database, settings: Settings, email: str, peppers: Keyring) -> Bootstrapped:
@@ -78,18 +80,23 @@ async def _create_configured(database: Database, settings: Settings, email: str,
         # In production nothing may print a password: without one, the account waits for one to be set.
         generated = None if given.admin_password or settings.in_production else _new_password()
         password = given.admin_password.get_secret_value() if given.admin_password else generated
-    password_hash = await _hash_of(password, email, is_made_up=password is generated) if password else None
+    password_hash = None
+    if password:
+        password_hash = await _hash_of(Passwords.of(settings), password, email, is_made_up=password is generated)
     async with locked(database) as session:
         admin = await _user(session, email)
         is_new = admin is None
         if admin is None:
             admin = await _add_admin(session, email, password_hash)
+            if generated:
+                admin.password_ends_at = ends_after(settings.auth.initial_password_days)
         if given.api_key is not None:
             await _ensure_key(session, given.api_key.get_secret_value(), admin, peppers)
     return Bootstrapped(admin_email=email, admin_password=generated) if is_new and generated else Bootstrapped()
 
 
-async def _create_first(database: Database, key_file: Path, peppers: Keyring) -> Bootstrapped:
+async def _create_first(database: Database, settings: Settings, peppers: Keyring) -> Bootstrapped:
+    key_file = settings.data_dir / FIRST_KEY_FILE
     async with database.session() as session:
         if await _is_anyone_there(session):
             return Bootstrapped()
@@ -100,6 +107,7 @@ async def _create_first(database: Database, key_file: Path, peppers: Keyring) ->
         if await _is_anyone_there(session):
             return Bootstrapped()
         admin = await _add_admin(session, FIRST_ADMIN, password_hash)
+        admin.password_ends_at = ends_after(settings.auth.initial_password_days)
         await _add_key(session, "first key", admin, key, peppers)
         await asyncio.to_thread(_write_key, key_file, key.secret)
     return Bootstrapped(FIRST_ADMIN, password, key.secret, key_file)
@@ -139,11 +147,11 @@ async def _add_key(session: AsyncSession, name: str, admin: User, key: Generated
     note_created(session, SYSTEM, row, admin)
 
 
-async def _hash_of(password: str, email: str, *, is_made_up: bool) -> str:
+async def _hash_of(passwords: Passwords, password: str, email: str, *, is_made_up: bool) -> str:
     if is_made_up:
-        return await Passwords().hash(password)
+        return await passwords.hash(password)
     try:
-        return await Passwords().choose(password, email=email)
+        return await passwords.choose(password, email=email)
     except ValidationFailed as refusal:
         fault = refusal.errors[0]["message"]
         raise SettingsError([f"TIDEGATE_BOOTSTRAP__ADMIN_PASSWORD: {fault}"]) from None

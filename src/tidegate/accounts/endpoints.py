@@ -4,7 +4,7 @@ import uuid
 
 from fastapi import APIRouter, Depends, status
 
-from tidegate.accounts.dependencies import AccountsDep, LoggedIn, LogoutBody, RefreshBody
+from tidegate.accounts.dependencies import BY_PASSWORD, AccountsDep, LoggedIn, LogoutBody, RefreshBody
 from tidegate.accounts.schemas import Me
 from tidegate.accounts.sign_ins.dependencies import ClientDep, SignInsDep, never_stored
 from tidegate.accounts.sign_ins.schemas import SignInList, SignInView, Tokens
@@ -14,9 +14,12 @@ from tidegate.auth.dependencies import Caller, UserCaller
 router = APIRouter(prefix="/auth", tags=["accounts"], dependencies=[Depends(never_stored)])
 
 
-@router.post("/login")
+@router.post("/login", dependencies=[BY_PASSWORD])
 async def login(issued: LoggedIn) -> Tokens:
-    """An access token and a refresh token for an e-mail address and its password."""
+    """An access token and a refresh token for an e-mail address and its password.
+
+    A 403 says that the password has ended, or that people come in by single sign-on alone here.
+    """
     return Tokens.of(issued)
 
 

@@ -32,7 +32,10 @@ class Workspace(Base):
 
 
 class User(Base):
-    """Someone who signs in. `email` is in lower case; no `password_hash` means that no password opens the account."""
+    """Someone who signs in. `email` is in lower case; no `password_hash` means that no password opens the account.
+
+    `password_ends_at` is of a password that its user did not choose: from then on it opens no log-in.
+    """
 
     __tablename__ = "users"
     __table_args__ = (CheckConstraint("role IN ('admin', 'member')", name="role_is_known"),)
@@ -41,6 +44,7 @@ class User(Base):
     workspace_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("workspaces.id"), index=True)
     email: Mapped[str] = mapped_column(LowerCaseText, unique=True)
     password_hash: Mapped[str | None] = mapped_column(Text)
+    password_ends_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     role: Mapped[Role] = mapped_column(Text)
     disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now, server_default=text("CURRENT_TIMESTAMP"))

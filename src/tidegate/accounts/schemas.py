@@ -99,7 +99,10 @@ class KeyInUse(BaseModel):
 
 
 class Me(BaseModel):
-    """The caller: a user, a key of a user, or a key of a service account (no `id`, `email` and `role` then)."""
+    """The caller: a user, a key of a user, or a key of a service account (no `id`, `email` and `role` then).
+
+    `password_ends_at` is of a password that the user did not choose: by then they need one of their own.
+    """
 
     id: uuid.UUID | None
     email: str | None
@@ -109,3 +112,4 @@ class Me(BaseModel):
     scopes: list[Scope]
     key: KeyInUse | None
     expires_at: datetime | None
+    password_ends_at: datetime | None

@@ -2,7 +2,10 @@
 
 A password is hashed or checked while no database connection is held. Whoever may not sign in learns nothing but that:
 an unknown address, a wrong password and an account without a password cost the same and are answered the same. That an
-account is disabled is told only to one who knew its password.
+account is disabled, or its password at an end, is told only to one who knew its password.
+
+A password that an operator or an admin sets, or that was made up, opens log-ins for some days; by then its user has
+chosen their own (OWASP ASVS 5, 6.4.1). `None` for when it ends is for one that its user chose.
 
 Every change is in the audit trail by the same transaction. Its steps are functions of a session, for whoever changes
 users in a transaction of their own; they take a user who is locked.
@@ -10,8 +13,8 @@ users in a transaction of their own; they take a user who is locked.
 
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from sqlalchemy import Row, delete, select, update
 from sqlalchemy.exc import IntegrityError
@@ -25,25 +28,39 @@ from tidegate.audit.trail import SYSTEM, Actor, Event, Subject, note
 from tidegate.auth.models import ApiKey
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal import Principal
-from tidegate.errors import AuthenticationError, Conflict, NotFound
+from tidegate.errors import AuthenticationError, Conflict, NotFound, PermissionDenied
 from tidegate.ledger.entry import utc_now
+from tidegate.settings import Settings
 from tidegate.storage.database import Database
+
+INITIAL_PASSWORD_DAYS: Final = 7
 
 
 class Accounts:
-    """The users of a database. `actor` is who changes them.
+    """The users of a database. `actor` is who changes them; the passwords that they set end after so many days.
 
     >>> accounts = Accounts(database, Passwords())
     >>> user = await accounts.create(NewUser(email="a@example.com", password=SecretStr("…")))
     """
 
-    def __init__(self, database: Database, passwords: Passwords, *, actor: Actor = SYSTEM) -> None:
+    def __init__(
+        self,
+        database: Database,
+        passwords: Passwords,
+        *,
+        actor: Actor = SYSTEM,
+        initial_password_days: int = INITIAL_PASSWORD_DAYS,
+    ) -> None:
         self._database = database
         self._passwords = passwords
         self._actor = actor
+        self._initial_password_days = initial_password_days
 
     async def sign_in(self, email: str, password: str) -> User:
-        """The user with this address and password. Raises `AuthenticationError`, and `Overloaded` under a flood."""
+        """The user with this address and password.
+
+        Raises `AuthenticationError`, `PermissionDenied` where the password has ended, and `Overloaded` under a flood.
+        """
         async with self._database.session() as session:
             user = await session.scalar(select(User).where(User.email == email))
         verdict = await self._passwords.verify(password, user.password_hash if user else None)
@@ -51,6 +68,12 @@ class Accounts:
             raise AuthenticationError("The e-mail address or the password is wrong.")
         if user.disabled_at is not None:
             raise AuthenticationError("This account is disabled: ask an admin.")
+        if user.password_ends_at is not None and user.password_ends_at <= utc_now():
+            raise PermissionDenied(
+                f"This password was one to begin with, and ended on {user.password_ends_at:%Y-%m-%d}. Have a link for "
+                "your own sent to you at /forgot-password, or ask who runs this gateway for: "
+                "tidegate users set-password."
+            )
         if verdict.better_hash is not None:
             unchanged = (User.id == user.id, User.password_hash == user.password_hash)
             async with self._database.transaction() as session:
@@ -72,7 +95,11 @@ class Accounts:
             async with self._database.transaction() as session:
                 workspace = await find_workspace(session, new.workspace)
                 user = User(
-                    workspace_id=workspace.id, email=new.email.lower(), role=new.role, password_hash=password_hash
+                    workspace_id=workspace.id,
+                    email=new.email.lower(),
+                    role=new.role,
+                    password_hash=password_hash,
+                    password_ends_at=ends_after(self._initial_password_days) if password_hash else None,
                 )
                 session.add(user)
                 await session.flush()
@@ -115,6 +142,7 @@ class Accounts:
         async with self._database.transaction() as session:
             user = await find_user(session, email, lock=True)
             await replace_password(session, user, password_hash)
+            user.password_ends_at = ends_after(self._initial_password_days)
             note(session, self._actor, Event("account.password_changed", user.workspace_id, of_user(user)))
         return user
 
@@ -144,6 +172,7 @@ class Accounts:
             scopes=sorted(caller.scopes),
             key=KeyInUse(id=key.id, name=key.name, prefix=key.prefix) if key else None,
             expires_at=None if caller.expires_at is None else datetime.fromtimestamp(caller.expires_at, UTC),
+            password_ends_at=user.password_ends_at if user and key is None else None,
         )
 
     async def _hash(self, password: str, email: str, *, is_made_up: bool) -> str:
@@ -198,14 +227,31 @@ def enable_user(session: AsyncSession, user: User, actor: Actor) -> None:
         note(session, actor, Event("user.enabled", user.workspace_id, of_user(user)))
 
 
+def require_passwords(settings: Settings) -> None:
+    """What stands before everything that a password is good for. Raises `PermissionDenied` where passwords are off."""
+    if settings.auth.password_log_in:
+        return
+    page = f"{settings.http.public_url or ''}/sign-in"
+    raise PermissionDenied(
+        f"Passwords are off here: people sign in by {settings.single_sign_on.label}, at {page}. Who runs this gateway "
+        "turns them on by TIDEGATE_AUTH__PASSWORD_LOG_IN."
+    )
+
+
+def ends_after(days: int) -> datetime:
+    """When a password that its user did not choose, and that is set now, opens no log-in any more."""
+    return utc_now() + timedelta(days=days)
+
+
 async def replace_password(
     session: AsyncSession, user: User, password_hash: str, *, but: uuid.UUID | None = None
 ) -> None:
-    """Sets a password, and ends what the old one gave: sign-ins but one, and every link that was sent.
+    """Sets a password that its user chose, and ends what the old one gave: sign-ins but one, and every link.
 
     After the commit the caller tells `user_topic(user.id)`.
     """
     user.password_hash = password_hash
+    user.password_ends_at = None
     await session.flush()
     await withdraw_of_user(session, user.id)
     await end_sign_ins(session, user.id, "password_changed", but=but)

@@ -43,13 +43,14 @@ class Authenticator:
         *,
         access_token_minutes: int = DEFAULT_MINUTES,
         jwt_algorithm: Algorithm = "HS256",
+        passwords: Passwords | None = None,
         changes: Changes | None = None,
         bounds: CacheBounds | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.tokens = AccessTokens(keyrings.jwt, minutes=access_token_minutes, algorithm=jwt_algorithm, clock=clock)
-        self.passwords = Passwords()
+        self.passwords = passwords or Passwords()
         self._directory = Directory(database, keyrings.peppers)
         self._cache = PrincipalCache(bounds or CacheBounds(), monotonic, changes)
         self._clock = clock

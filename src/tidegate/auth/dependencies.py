@@ -13,6 +13,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
+from tidegate.admission.call_rate import CallRate
 from tidegate.auth.authenticator import Authenticator
 from tidegate.auth.page_session import access_cookie
 from tidegate.auth.principal import Principal, Scope
@@ -24,9 +25,11 @@ from tidegate.http.context import SCOPE_KEY, RequestContext
 async def get_caller(request: Request) -> Principal:
     """The principal behind the request's credentials, which the access line names from here on.
 
-    Where no header holds a credential it may be the page's cookie: see `page_session`. Raises `AuthenticationError`,
-    `PermissionDenied` where a key may not be used from this address or a cookie not by this request, or `Unavailable`
-    where the database is needed and does not answer.
+    Where no header holds a credential it may be the page's cookie: see `page_session`. Each call counts in the caller's
+    rate, whose headers the answer gets, but for the road's routes: those meet the limits that are rows. So a route that
+    asks who calls has the rate, without naming it. Raises `AuthenticationError`, `PermissionDenied` where a key may not
+    be used from this address or a cookie not by this request, `RateLimitExceeded`, or `Unavailable` where the database
+    is needed and does not answer.
     """
     authenticator: Authenticator = request.state.authenticator
     context: RequestContext | None = request.scope.get(SCOPE_KEY)
@@ -42,6 +45,13 @@ async def get_caller(request: Request) -> Principal:
         context.workspace_id = principal.workspace_id
         context.key_prefix = principal.key_prefix
         context.user_id = principal.user_id if principal.key_id is None else None
+        if context.is_on_road:
+            return principal
+    rate: CallRate | None = getattr(request.state, "call_rate", None)
+    if rate is not None:
+        told = await rate.count(principal)
+        if context is not None:
+            context.rate_headers = [(name.lower().encode(), value.encode()) for name, value in told.items()]
     return principal
 
 

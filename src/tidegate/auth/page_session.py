@@ -8,7 +8,8 @@ Under https, and always in production, cookies are Secure and their names begin 
 domain and nobody on an unencrypted connection can set one (RFC 6265bis, 4.1.3), so nobody can sign a browser in as
 themselves. A name without the prefix is then not read. The prefix asks for the path `/`, so the refresh token comes
 with every request of the browser; only the routes of `REFRESH_PATH` look at it. A third cookie comes and goes with
-them, holds no secret and is believed by nobody: by it the page's scripts know that there is a session to refresh.
+them, holds no secret and is believed by nobody: by it the page's scripts know that there is a session to refresh. A
+fourth outlives them: it says that somebody logged in here before (`accounts.known_browsers`), and lets nobody in.
 """
 
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ REFRESH_PATH: Final = "/auth/page"
 _ACCESS: Final = "tidegate_access"
 _REFRESH: Final = "tidegate_refresh"
 _MARK: Final = "tidegate_signed_in"
+_KNOWN_BROWSER: Final = "tidegate_known_browser"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _CREDENTIAL_HEADERS: Final = frozenset({b"authorization", b"x-api-key"})
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -66,6 +68,14 @@ class PageCookies:
         self._set(response, self.access_name, ("", 0))
         self._set(response, self.refresh_name, ("", 0))
         self._set(response, self.mark_name, ("", 0), is_for_scripts=True)
+
+    def known_browser(self, request: Request) -> str | None:
+        """What `remember` set in this browser."""
+        return request.cookies.get(self._named(_KNOWN_BROWSER)) or None
+
+    def remember(self, response: Response, value: str, lifetime_s: int) -> None:
+        """Has the browser keep what it is known by. It stays when the session ends."""
+        self._set(response, self._named(_KNOWN_BROWSER), (value, lifetime_s))
 
     def _named(self, name: str) -> str:
         return f"__Host-{name}" if self.is_secure else name

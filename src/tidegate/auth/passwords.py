@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 import anyio
 import anyio.to_thread
@@ -20,8 +20,10 @@ from pwdlib import PasswordHash
 from pwdlib.exceptions import PwdlibError
 from pwdlib.hashers.argon2 import Argon2Hasher
 
+from tidegate.auth.breached import BreachedPasswords
 from tidegate.auth.guessing import is_guessed_soon
-from tidegate.errors import Overloaded, ValidationFailed
+from tidegate.errors import Overloaded, Unavailable, ValidationFailed
+from tidegate.settings import Settings
 
 MINIMUM_CHARACTERS: Final = 12
 MAXIMUM_CHARACTERS: Final = 1024
@@ -45,10 +47,17 @@ class Passwords:
     True
     """
 
-    def __init__(self, scheme: PasswordHash | None = None) -> None:
+    def __init__(self, scheme: PasswordHash | None = None, *, breached: BreachedPasswords | None = None) -> None:
         self._scheme = scheme or PasswordHash((Argon2Hasher(),))
+        self._breached = breached
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
         self._under_way = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Refuses those of the settings' file of breached ones."""
+        path = settings.auth.breached_passwords_file
+        return cls(breached=None if path is None else BreachedPasswords(path))
 
     async def hash(self, password: str) -> str:
         """What to store of a password that was made up here. Raises `Overloaded` where too many wait already."""
@@ -58,7 +67,8 @@ class Passwords:
     async def choose(self, password: str, *, email: str) -> str:
         """What to store of a password that somebody chose for this address.
 
-        Raises `ValidationFailed` where it is too short or common, and `Overloaded` where too many wait already.
+        Raises `ValidationFailed` where it is too short, common or breached, `Overloaded` where too many wait already,
+        and `Unavailable` where the file of breached ones is gone.
         """
         with self._room():
             return await anyio.to_thread.run_sync(self._judge_and_hash, password, email, limiter=self._limiter)
@@ -85,9 +95,23 @@ class Passwords:
         return self._scheme.hash(_normal(password))
 
     def _judge_and_hash(self, password: str, email: str) -> str:
-        if fault := fault_of(password, email):
+        if fault := fault_of(password, email) or self._breach_of(password):
             raise ValidationFailed(f"password: {fault}.", [{"loc": ["body", "password"], "message": fault}])
         return self._hash(password)
+
+    def _breach_of(self, password: str) -> str | None:
+        if self._breached is None:
+            return None
+        try:
+            # As it was typed and as it is hashed: who leaked it had it in either form.
+            is_known = any(form in self._breached for form in dict.fromkeys((password, _normal(password))))
+        except OSError as error:
+            raise Unavailable(
+                "New passwords cannot be judged now: TIDEGATE_AUTH__BREACHED_PASSWORDS_FILE cannot be read."
+            ) from error
+        if not is_known:
+            return None
+        return "this password has leaked, so others try it: take another one, and change it wherever else you use it"
 
     def _verify(self, password: str, stored: str | None) -> Verdict:
         normal = _normal(password)

@@ -30,7 +30,7 @@ async def front_page(request: Request, board: HealthBoardDep) -> HTMLResponse:
     settings: Settings = request.state.settings
     return page(
         "front.html",
-        state=board.state if board.is_ready or board.state != "ready" else "starting",
+        state=board.readiness,
         url=settings.http.public_url or str(request.base_url).rstrip("/"),
         docs=Html() if settings.in_production else _DOCS,
     )

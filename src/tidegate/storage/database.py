@@ -6,12 +6,16 @@ waits for another writer instead of failing half-way.
 
 A database that is down, full or overloaded is `Unavailable` to whoever uses a session; other faults are the driver's
 own errors.
+
+Behind PgBouncer in transaction mode each transaction may run on another server connection. So nothing is kept on one:
+no prepared statement outlives its execution, no setting its transaction, and no statement runs outside of one.
 """
 
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self, TypeVar
+from functools import partial
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 import orjson
@@ -23,6 +27,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from tidegate.errors import Unavailable
+from tidegate.storage.sqlite import connect
+from tidegate.storage.tls import ConnectTls
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 15.0
@@ -31,6 +37,9 @@ CLOSE_TIMEOUT_S = 5.0
 SQLITE_BUSY_TIMEOUT_S = 5.0
 # An execution option: the statement that begins a transaction on SQLite.
 SQLITE_BEGIN = "tidegate_sqlite_begin"
+APPLICATION = "tidegate"
+# An execution option of an engine behind a pooler.
+_POOLED = "tidegate_pooled"
 # PostgreSQL's classes of conditions (appendix A of its manual) that say nothing of the statement: connection,
 # authorization, no such database, resources, intervention of an operator or of a timeout; and a lock not got.
 _OUTAGES_POSTGRESQL = ("08", "28", "3D", "53", "57", "55P03")
@@ -44,6 +53,10 @@ _OUTAGES_SQLITE = {
 }
 
 
+Pooler = Literal["transaction"] | None
+"""What stands before PostgreSQL: `transaction` is PgBouncer in that mode."""
+
+
 class Database:
     """One engine and its sessions.
 
@@ -55,12 +68,16 @@ class Database:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._writing = engine.execution_options(**{SQLITE_BEGIN: "BEGIN IMMEDIATE"})
-        self._autocommitting = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._is_pooled = engine.get_execution_options().get(_POOLED, False)
+        self._autocommitting = engine if self._is_pooled else engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @classmethod
-    async def open(cls, url: str, *, pool_size: int = 5, max_overflow: int = 5) -> Self:
+    async def open(
+        cls, url: str, *, pool_size: int = 5, max_overflow: int = 5, tls: ConnectTls = None, pooler: Pooler = None
+    ) -> Self:
         """An engine for this URL. It connects when first used: a database that is down does not stop the start."""
-        return cls(create_engine(make_url(url), pool_size=pool_size, max_overflow=max_overflow))
+        pool = {"pool_size": pool_size, "max_overflow": max_overflow}
+        return cls(create_engine(make_url(url), tls=tls, pooler=pooler, **pool))
 
     @property
     def engine(self) -> AsyncEngine:
@@ -86,11 +103,16 @@ class Database:
 
     @asynccontextmanager
     async def single_statements(self) -> AsyncIterator[AsyncConnection]:
-        """A connection on which each statement is a transaction of its own: it saves two round trips."""
+        """A connection on which each statement is a transaction of its own: it saves two round trips.
+
+        Behind a pooler they are one transaction, which commits at the end of the block.
+        """
         with _outages_named():
             connection = await self._autocommitting.connect()
         async with _closing(connection):
             yield connection
+            if self._is_pooled:
+                await connection.commit()
 
     async def ping(self) -> None:
         """One round trip. Raises `Unavailable`; the caller sets the deadline."""
@@ -107,6 +129,8 @@ def create_engine(
     *,
     command_timeout_s: float | None = COMMAND_TIMEOUT_S,
     busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S,
+    tls: ConnectTls = None,
+    pooler: Pooler = None,
     **pool: Any,
 ) -> AsyncEngine:
     """An engine with this project's timeouts; `pool` goes to SQLAlchemy."""
@@ -114,25 +138,49 @@ def create_engine(
     # What an error's text may hold ends in a log: rows, hashes and addresses do not.
     shared["hide_parameters"] = True
     if "poolclass" not in pool:
-        shared["pool_timeout"] = POOL_TIMEOUT_S
+        shared.setdefault("pool_timeout", POOL_TIMEOUT_S)
     if url.get_backend_name() != "sqlite":
         # A connection may have died with a server that was restarted; a file's connection does not.
         shared["pool_pre_ping"] = "poolclass" not in pool
+        arguments: dict[str, Any] = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": command_timeout_s}
+        if tls is not None:
+            arguments["ssl"] = tls
         # The server's own bound ends what a cancelled task left running there.
-        server_settings = {
-            "application_name": "tidegate",
-            "statement_timeout": str(round((command_timeout_s or 0) * 1000)),
-        }
-        arguments = {
-            "timeout": CONNECT_TIMEOUT_S,
-            "command_timeout": command_timeout_s,
-            "server_settings": server_settings,
-        }
-        return create_async_engine(url, connect_args=arguments, **shared)
-    engine = create_async_engine(url, connect_args={"timeout": busy_timeout_s}, **shared)
+        statement_timeout_ms = round((command_timeout_s or 0) * 1000)
+        connected = _pooled if pooler else _connected
+        return connected(url, arguments, statement_timeout_ms, shared)
+    engine = create_async_engine(url, connect_args={"timeout": busy_timeout_s, "async_creator_fn": connect}, **shared)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+def _connected(url: URL, arguments: dict[str, Any], statement_timeout_ms: int, shared: dict[str, Any]) -> AsyncEngine:
+    settings = {"application_name": APPLICATION, "statement_timeout": str(statement_timeout_ms)}
+    return create_async_engine(url, connect_args={**arguments, "server_settings": settings}, **shared)
+
+
+def _pooled(url: URL, arguments: dict[str, Any], statement_timeout_ms: int, shared: dict[str, Any]) -> AsyncEngine:
+    arguments = {
+        **arguments,
+        # PgBouncer refuses a connection that brings a setting which it does not track.
+        "server_settings": {"application_name": APPLICATION},
+        # Where nothing is cached, asyncpg sends a statement that has no name again, in one message with its execution.
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": _no_name,
+    }
+    engine = create_async_engine(url, connect_args=arguments, execution_options={_POOLED: True}, **shared)
+    event.listen(engine.sync_engine, "begin", partial(_bound_statements, statement_timeout_ms))
+    return engine
+
+
+def _no_name() -> str:
+    return ""
+
+
+def _bound_statements(timeout_ms: int, connection: Connection) -> None:
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_ms}")
 
 
 _Closable = TypeVar("_Closable", AsyncSession, AsyncConnection)

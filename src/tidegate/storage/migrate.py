@@ -2,15 +2,21 @@
 
 `migrate` brings a database to head in one transaction under a lock, so that it may be run twice at once and changes
 all or nothing. What only looks (`pending`, `is_at_head`) changes nothing. A database whose revision this version does
-not know is a newer version's: it is not behind, and `migrate` refuses it.
+not know is a newer version's. It is not behind: every migration works with the release before it, and so does this one
+while a deploy goes on, or is taken back; `migrate` leaves it alone.
+
+Whoever waits for a table's lock holds up everyone who comes after. So a migration waits for a second at a time, and
+lets the others pass in between. What PgBouncer in transaction mode would not bear is left out for all: the step knows
+the database alone, not what stands before it.
 """
 
 import asyncio
 import io
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -24,13 +30,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from tidegate.storage.database import SQLITE_BEGIN, Database, create_engine
+from tidegate.storage.lock_holders import LockHolders
+from tidegate.storage.tls import ConnectTls
+from tidegate.telemetry.logging import get_logger
 
 SCRIPTS = Path(__file__).parent / "migrations"
 LOCK_TIMEOUT_S = 60.0
 # Any fixed number that no other program of the same database takes; this one reads "tidegate" in ASCII.
 _ADVISORY_LOCK = 0x7469646567617465
-_TABLE_LOCK_TIMEOUT_S = 10
-_RETRY_S = 0.05
+_TABLE_LOCK_TIMEOUT_S = 1.0
+# SQLite does not wait where two make a new file WAL at once.
+_RETRY_S = {"sqlite": 0.05, "postgresql": 1.0}
+
+log = get_logger(__name__)
 
 Result = TypeVar("Result")
 
@@ -47,60 +59,85 @@ class SchemaBehind(Exception):
         self.revisions = revisions
 
 
-async def migrate(url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> list[str]:
+async def migrate(url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S, tls: ConnectTls = None) -> list[str]:
     """Brings the database to head; returns the revisions that were applied, oldest first.
 
-    Raises `MigrationFailed` where another migration holds the lock for longer than `lock_timeout_s`, or where the
-    database is a newer version's.
+    Raises `MigrationFailed` where others hold a lock that is needed for longer than `lock_timeout_s`.
     """
     location = make_url(url)
+    holders = LockHolders(location, tls)
+    give_up_at = time.monotonic() + lock_timeout_s
 
     def upgrade(connection: Connection) -> list[str]:
-        _lock(connection, lock_timeout_s)
-        current = _current(connection)
-        unknown = [revision for revision in current if revision not in _known()]
-        if unknown:
-            raise MigrationFailed(
-                f"the database is at revision {unknown[0]}, which this version does not know: it is a newer version's"
-            )
-        missing = _missing(current)
+        holders.waiting = _session_of(connection)
+        _lock(connection, max(give_up_at - time.monotonic(), _TABLE_LOCK_TIMEOUT_S / 10))
+        missing = _missing(_current(connection))
         if missing:
             command.upgrade(_configuration(connection), "head")
             _check_references(connection)
         return missing
 
-    give_up_at = time.monotonic() + lock_timeout_s
-    while True:
-        try:
-            return await _on(location, upgrade, begin="BEGIN IMMEDIATE", lock_timeout_s=lock_timeout_s)
-        except DBAPIError as error:
-            if not _is_lock_timeout(error):
-                raise
-            if time.monotonic() >= give_up_at:
-                raise MigrationFailed(
-                    "the database is locked, perhaps by another migration; nothing was changed: try again"
-                ) from error
-        # SQLite does not wait where two make a new file WAL at once, nor do we for long where a table is locked.
-        await asyncio.sleep(_RETRY_S)
+    async with holders.watched():
+        while True:
+            try:
+                return await _on(location, upgrade, begin="BEGIN IMMEDIATE", lock_timeout_s=lock_timeout_s, tls=tls)
+            except DBAPIError as error:
+                if not _is_lock_timeout(error):
+                    raise
+                if time.monotonic() >= give_up_at:
+                    by = f"by {holders.told}" if holders.told else "perhaps by another migration"
+                    raise MigrationFailed(
+                        f"the database is locked, {by}; nothing was changed: try again once that has ended"
+                    ) from error
+            await asyncio.sleep(_RETRY_S[location.get_backend_name()])
 
 
-async def pending(url: str) -> list[str]:
+async def pending(url: str, *, tls: ConnectTls = None) -> list[str]:
     """The revisions that the database lacks, oldest first; empty where it is at head or newer."""
     location = make_url(url)
     if location.get_backend_name() == "sqlite" and not await asyncio.to_thread(_file_exists, location):
         return _missing(())
-    return await _on(location, lambda connection: _missing(_current(connection)))
+    return await _on(location, lambda connection: _missing(_current(connection)), tls=tls)
+
+
+async def newer_revision(url: str, *, tls: ConnectTls = None) -> str | None:
+    """The revision of the database where it is a newer version's, and this one does not know it."""
+    return await _on(make_url(url), lambda connection: _unknown(_current(connection)), tls=tls)
 
 
 async def is_at_head(database: Database) -> bool:
     """Whether this process can work on the database: one short query. Raises what the driver raises."""
-    return not await _missing_on(database.engine)
+    return not await asyncio.to_thread(_missing, await _current_of(database.engine))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a database stands: its revision, those that it lacks, and its own where it is a newer version's."""
+
+    revision: str | None
+    missing: list[str]
+    newer: str | None
+
+
+async def standing_of(database: Database) -> Standing:
+    """Raises `Unavailable`, and what else the driver raises."""
+    async with database.session() as session:
+        current = await (await session.connection()).run_sync(_current)
+    missing = await asyncio.to_thread(_missing, current)
+    return Standing(current[0] if current else None, missing, await asyncio.to_thread(_unknown, current))
 
 
 async def require_head(database: Database) -> None:
-    """Raises `SchemaBehind` where the database lacks a revision, and what the driver raises."""
-    if missing := await _missing_on(database.engine):
+    """Raises `SchemaBehind` where the database lacks a revision, and what the driver raises.
+
+    A newer version's database is worth a warning: this version was not tested on it, but the version before that one
+    was.
+    """
+    current = await _current_of(database.engine)
+    if missing := await asyncio.to_thread(_missing, current):
         raise SchemaBehind(missing)
+    if (unknown := await asyncio.to_thread(_unknown, current)) is not None:
+        log.warning("the database is a newer version's; this one serves on it", revision=unknown)
 
 
 async def drift(url: str, metadata: MetaData) -> list[str]:
@@ -147,6 +184,11 @@ def _known() -> list[str]:
     return [script.revision for script in scripts.walk_revisions()][::-1]
 
 
+def _unknown(current: Iterable[str]) -> str | None:
+    known = _known()
+    return next((revision for revision in current if revision not in known), None)
+
+
 def _missing(current: Iterable[str]) -> list[str]:
     known = _known()
     held = list(current)
@@ -159,20 +201,25 @@ def _current(connection: Connection) -> tuple[str, ...]:
     return MigrationContext.configure(connection).get_current_heads()
 
 
-async def _missing_on(engine: AsyncEngine) -> list[str]:
+async def _current_of(engine: AsyncEngine) -> tuple[str, ...]:
     async with engine.connect() as connection:
-        current = await connection.run_sync(_current)
-    return await asyncio.to_thread(_missing, current)
+        return await connection.run_sync(_current)
 
 
 async def _on(
-    location: URL, work: Callable[[Connection], Result], *, begin: str = "BEGIN", lock_timeout_s: float = LOCK_TIMEOUT_S
+    location: URL,
+    work: Callable[[Connection], Result],
+    *,
+    begin: str = "BEGIN",
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
+    tls: ConnectTls = None,
 ) -> Result:
     """Runs `work` in one transaction of a connection of its own, without a bound on how long a statement takes.
 
     `begin` is the statement that SQLite begins with.
     """
-    engine = create_engine(location, command_timeout_s=None, busy_timeout_s=lock_timeout_s, poolclass=NullPool)
+    limits: dict[str, Any] = {"command_timeout_s": None, "busy_timeout_s": lock_timeout_s, "poolclass": NullPool}
+    engine = create_engine(location, tls=tls, pooler="transaction", **limits)
     if location.get_backend_name() == "sqlite":
         # A table is changed by being copied and dropped; with the checks on, the drop would delete what refers to it.
         event.listen(engine.sync_engine, "connect", lambda raw, _record: raw.execute("PRAGMA foreign_keys=OFF").close())
@@ -183,13 +230,20 @@ async def _on(
         await engine.dispose()
 
 
+def _session_of(connection: Connection) -> int | None:
+    """PostgreSQL's number of this session, which behind a pooler is the transaction's."""
+    if connection.dialect.name == "sqlite":
+        return None
+    pid: int | None = connection.scalar(text("SELECT pg_backend_pid()"))
+    return pid
+
+
 def _lock(connection: Connection, lock_timeout_s: float) -> None:
     # SQLite's lock was taken by BEGIN IMMEDIATE.
     if connection.dialect.name != "sqlite":
         connection.execute(text(f"SET LOCAL lock_timeout = {round(lock_timeout_s * 1000)}"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})
-        # Whoever waits for a table's lock holds up everyone behind it.
-        connection.execute(text(f"SET LOCAL lock_timeout = {_TABLE_LOCK_TIMEOUT_S * 1000}"))
+        connection.execute(text(f"SET LOCAL lock_timeout = {round(_TABLE_LOCK_TIMEOUT_S * 1000)}"))
 
 
 def _check_references(connection: Connection) -> None:

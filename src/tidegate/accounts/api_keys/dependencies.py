@@ -14,6 +14,7 @@ from tidegate.auth.principal import Principal
 from tidegate.errors import PermissionDenied
 from tidegate.limits.dependencies import get_changed
 from tidegate.limits.service import Changed
+from tidegate.settings import Settings
 from tidegate.storage.changes import Changes, key_topic
 from tidegate.storage.dependencies import DatabaseDep
 
@@ -45,8 +46,15 @@ def get_callers_keys(
     limits_changed: Annotated[Changed, Depends(get_changed)],
 ) -> CallersKeys:
     keyrings: Keyrings = request.state.keyrings
+    settings: Settings = request.state.settings
     return CallersKeys(
-        database, keyrings.peppers, caller, actor, key_changed=key_changed, limits_changed=limits_changed
+        database,
+        keyrings.peppers,
+        caller,
+        actor,
+        keys_per_member=settings.limits.keys_per_member,
+        key_changed=key_changed,
+        limits_changed=limits_changed,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.api_keys.events import note_created
@@ -199,6 +199,23 @@ def require_enabled(owner: User) -> None:
     """Raises `Conflict` for a user whose keys would be refused."""
     if owner.disabled_at is not None:
         raise Conflict(f"The account of {owner.email} is disabled: its keys would be refused.", param="owner")
+
+
+async def require_room(session: AsyncSession, user_id: uuid.UUID, most: int) -> None:
+    """Raises `Conflict` for a user who holds so many keys, and keeps others of their keys from being made meanwhile.
+
+    A key is held until it is revoked, also past its expiry: that can be put off.
+    """
+    # Whoever makes another key of theirs waits here; what only refers to them does not.
+    await session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
+    held = select(func.count()).where(ApiKey.owner_user_id == user_id, ApiKey.revoked_at.is_(None))
+    if (await session.scalar(held) or 0) >= most:
+        raise Conflict(
+            f"You hold as many API keys as a member may ({most}): revoke one that is not used "
+            "(DELETE /api/keys/{id}), or ask an admin for a key."
+            if most
+            else "Members make no API keys here: ask an admin for one."
+        )
 
 
 async def find_key(session: AsyncSession, prefix: str) -> ApiKey:

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.api_keys.events import changeable, note_created, of_key
-from tidegate.accounts.api_keys.keys import add_key, require_enabled, written_addresses
+from tidegate.accounts.api_keys.keys import add_key, require_enabled, require_room, written_addresses
 from tidegate.accounts.api_keys.schemas import (
     ChangedKey,
     KeyForm,
@@ -56,7 +56,8 @@ class CallersKeys:
     """The API keys of a database as one caller may see and change them.
 
     After the commit `key_changed` is awaited with a key's id, and `limits_changed` with the workspace's id where limits
-    were made. `actor` is the caller as the audit trail names them.
+    were made. `actor` is the caller as the audit trail names them. A member who holds `keys_per_member` keys makes no
+    other.
 
     >>> made = await CallersKeys(database, keyrings.peppers, caller, actor).create(KeyForm(name="search"))
     """
@@ -68,6 +69,7 @@ class CallersKeys:
         caller: Principal,
         actor: Actor,
         *,
+        keys_per_member: int = 100,
         key_changed: Changed = nothing_changed,
         limits_changed: Changed = nothing_changed,
     ) -> None:
@@ -75,6 +77,7 @@ class CallersKeys:
         self._peppers = peppers
         self._caller = caller
         self._actor = actor
+        self._keys_per_member = keys_per_member
         self._key_changed = key_changed
         self._limits_changed = limits_changed
         self._is_admin = caller.is_signed_in_admin
@@ -100,11 +103,14 @@ class CallersKeys:
 
     async def create(self, form: KeyForm) -> KeyWithSecret:
         """Raises `PermissionDenied`, `NotFound` for a workspace, `ValidationFailed` for an owner, `Conflict` for one
-        who is disabled, and `InvalidRequest` where a policy allows less than is asked for.
+        who is disabled or a member who holds as many keys as they may, and `InvalidRequest` where a policy allows less
+        than is asked for.
         """
         self._require_may_ask(form)
         async with self._database.transaction() as session:
             owner = await self._owner(session, form)
+            if self._is_member:
+                await require_room(session, owner.id, self._keys_per_member)
             added = await add_key(session, form, owner, self._peppers, made_by_member=self._is_member)
             note_created(session, self._actor, added.row, owner, added.limits)
             (view,) = await _views(session, [added.row])

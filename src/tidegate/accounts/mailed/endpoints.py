@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, status
 
+from tidegate.accounts.dependencies import BY_PASSWORD
 from tidegate.accounts.mailed.dependencies import (
     INVITING,
     AcceptanceBody,
@@ -31,20 +32,20 @@ auth = APIRouter(prefix="/auth", tags=["accounts"], dependencies=[Depends(never_
 invitations = APIRouter(prefix="/api/invitations", tags=["people"], dependencies=[Depends(get_inviter)])
 
 
-@auth.post("/password/forgot", status_code=status.HTTP_202_ACCEPTED)
+@auth.post("/password/forgot", status_code=status.HTTP_202_ACCEPTED, dependencies=[BY_PASSWORD])
 async def forgot(body: ForgotBody, users_passwords: UsersPasswordsDep, actor: AnyoneDep) -> Taken:
     """Sends a link for a new password, where there is such an account. The answer is the same where there is none."""
     users_passwords.forgot(body.email, actor)
     return Taken()
 
 
-@auth.post("/password/reset", status_code=status.HTTP_204_NO_CONTENT)
+@auth.post("/password/reset", status_code=status.HTTP_204_NO_CONTENT, dependencies=[BY_PASSWORD])
 async def reset(body: ResetBody, users_passwords: UsersPasswordsDep, actor: AnyoneDep) -> None:
     """Sets a new password by the token of an e-mail, and ends all sign-ins within a second. API keys stay."""
     await users_passwords.reset(body.token.get_secret_value(), body.password.get_secret_value(), actor)
 
 
-@auth.post("/password", status_code=status.HTTP_204_NO_CONTENT)
+@auth.post("/password", status_code=status.HTTP_204_NO_CONTENT, dependencies=[BY_PASSWORD])
 async def change_password(
     body: PasswordChangeBody, caller: UserCaller, actor: ActorDep, users_passwords: UsersPasswordsDep
 ) -> None:
@@ -53,7 +54,7 @@ async def change_password(
     await users_passwords.change(caller, current, password, actor)
 
 
-@auth.post("/email", status_code=status.HTTP_202_ACCEPTED)
+@auth.post("/email", status_code=status.HTTP_202_ACCEPTED, dependencies=[BY_PASSWORD])
 async def change_email(body: EmailChangeBody, caller: UserCaller, actor: ActorDep, changes: AddressChangesDep) -> Taken:
     """Sends a link to the new address, and a notice to the old. The address is the account's once it is confirmed."""
     await changes.ask(caller, body.email, body.current_password.get_secret_value(), actor)
@@ -66,7 +67,7 @@ async def confirm_email(body: ConfirmationBody, changes: AddressChangesDep, acto
     await changes.confirm(body.token.get_secret_value(), actor)
 
 
-@auth.post("/invitations/accept", status_code=status.HTTP_201_CREATED)
+@auth.post("/invitations/accept", status_code=status.HTTP_201_CREATED, dependencies=[BY_PASSWORD])
 async def accept_invitation(
     body: AcceptanceBody, database: DatabaseDep, passwords: PasswordsDep, actor: AnyoneDep
 ) -> UserView:

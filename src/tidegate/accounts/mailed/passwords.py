@@ -18,7 +18,7 @@ from tidegate.accounts.service import locked_user, of_user, replace_password
 from tidegate.audit.trail import Actor, Event, Subject, note, write
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal import Principal
-from tidegate.errors import Conflict, InvalidRequest
+from tidegate.errors import Conflict, InvalidRequest, ValidationFailed
 from tidegate.limits.service import Changed, nothing_changed
 from tidegate.mail.message import Message
 from tidegate.mail.outbox import Errand
@@ -48,12 +48,15 @@ class UsersPasswords:
     async def reset(self, token: str, password: str, actor: Actor) -> None:
         """Sets a new password and ends all sign-ins of its user.
 
-        Raises `InvalidRequest` for a token that does not work, `ValidationFailed` for a password that is short or
-        common: the token works on then.
+        Raises `InvalidRequest` for a token that does not work, `ValidationFailed` for a password that is short, common
+        or the one that was given to begin with: the token works on then.
         """
         async with self._database.session() as session:
             row = await find_live(session, token, "password_reset")
-        password_hash = await self._passwords.choose(password, email=row.email)
+            owner = await session.get(User, row.user_id)
+        if owner is None:
+            raise unusable()
+        password_hash = await self._choose(owner, password)
         async with self._database.transaction() as session:
             user = await locked_user(session, row.user_id)
             await take(session, token, "password_reset")
@@ -68,11 +71,11 @@ class UsersPasswords:
     async def change(self, caller: Principal, current: str, password: str, actor: Actor) -> None:
         """Sets a new password of a signed-in user, and ends their other sign-ins.
 
-        Raises `InvalidRequest` for a wrong current password, `ValidationFailed` for a new one that is short or common,
-        `Conflict` where it was changed at the same moment.
+        Raises `InvalidRequest` for a wrong current password, `ValidationFailed` for a new one that is short, common or
+        the one that was given to begin with, `Conflict` where it was changed at the same moment.
         """
         user = await self.require_password(caller, current, actor, Event("account.password_changed"))
-        password_hash = await self._passwords.choose(password, email=user.email)
+        password_hash = await self._choose(user, password)
         async with self._database.transaction() as session:
             now = await locked_user(session, user.id)
             if now is None or now.password_hash != user.password_hash:
@@ -99,6 +102,17 @@ class UsersPasswords:
                 param="current_password",
             )
         return user
+
+    async def _choose(self, user: User, password: str) -> str:
+        """What to store. A password that somebody else chose for the user is no choice of theirs (OWASP ASVS 5, 6.4.1).
+
+        Raises `ValidationFailed`.
+        """
+        is_given = user.password_ends_at is not None
+        if is_given and (await self._passwords.verify(password, user.password_hash)).is_right:
+            fault = "this is the password that you were given to begin with: choose another one"
+            raise ValidationFailed(f"password: {fault}.", [{"loc": ["body", "password"], "message": fault}])
+        return await self._passwords.choose(password, email=user.email)
 
     async def _write_reset(self, email: str, actor: Actor) -> Message | None:
         self._post.require_ready()

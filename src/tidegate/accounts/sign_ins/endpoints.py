@@ -7,7 +7,15 @@ in as somebody else unawares.
 from fastapi import APIRouter, Depends, Response, status
 from starlette.requests import Request
 
-from tidegate.accounts.dependencies import CookieToEnd, CookieToRefresh, LoggedIn
+from tidegate.accounts.dependencies import (
+    BY_PASSWORD,
+    CookieToEnd,
+    CookieToRefresh,
+    LoggedIn,
+    LoginBody,
+    known_browsers,
+)
+from tidegate.accounts.known_browsers import LIFETIME_S
 from tidegate.accounts.sign_ins.dependencies import ClientDep, SignInsDep, never_stored
 from tidegate.accounts.sign_ins.schemas import PageSession
 from tidegate.accounts.sign_ins.service import IssuedTokens
@@ -17,11 +25,17 @@ from tidegate.errors import MissingCredentials
 router = APIRouter(prefix=REFRESH_PATH, tags=["page"], dependencies=[Depends(require_own_page), Depends(never_stored)])
 
 
-@router.post("/login")
+@router.post("/login", dependencies=[BY_PASSWORD])
 async def page_login(
-    issued: LoggedIn, request: Request, response: Response, sign_ins: SignInsDep, client: ClientDep
+    *, issued: LoggedIn, body: LoginBody, request: Request, response: Response, sign_ins: SignInsDep, client: ClientDep
 ) -> PageSession:
-    """Signs the page in by an e-mail address and its password, and ends the sign-in that this browser had."""
+    """Signs the page in by an e-mail address and its password, and ends the sign-in that this browser had.
+
+    The browser is known from now on: guessing from elsewhere does not keep this account out of it.
+    """
+    cookies = PageCookies.of(request)
+    known = known_browsers(request).remembered(body.email, cookies.known_browser(request))
+    cookies.remember(response, known, LIFETIME_S)
     before = refresh_cookie(request)
     if before is not None:
         # Its tokens are overwritten below: nobody could end it any more, and a thief of them could go on.

@@ -214,8 +214,11 @@ class SignIns:
     async def end_by_refresh_token(self, refresh_token: str, client: Client) -> None:
         """Ends the sign-in that this token is of, used or not. A token that nobody was given ends nothing."""
         token_hash = hash_of(refresh_token)
-        if token_hash is None:
-            return
+        if token_hash is not None:
+            await self.end_by_token_hash(token_hash, client)
+
+    async def end_by_token_hash(self, token_hash: bytes, client: Client) -> None:
+        """As `end_by_refresh_token`, for who kept no more of it than this."""
         query = (
             select(SignIn.id, SignIn.workspace_id, User.id.label("user_id"), User.email)
             .join(RefreshToken, RefreshToken.sign_in_id == SignIn.id)

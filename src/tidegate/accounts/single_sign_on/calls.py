@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Generic, TypeVar
 
+import anyio
 import httpx2
 import msgspec
 
@@ -16,6 +17,7 @@ from tidegate.errors import Unavailable, UpstreamError
 from tidegate.upstream.transport import ANEW
 
 DEADLINE_S: Final = 5.0
+CLOSE_WITHIN_S: Final = 2.0
 MOST_BYTES: Final = 256 * 1024
 ISSUER_SETTING: Final = "TIDEGATE_SINGLE_SIGN_ON__ISSUER"
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -115,11 +117,12 @@ class Kept(Generic[T]):
         self._anew_at = now
         return await self._fetched()
 
-    async def aclose(self) -> None:
-        """Ends a fetch that runs."""
+    async def aclose(self, within_s: float = CLOSE_WITHIN_S) -> None:
+        """Ends a fetch that runs, and waits so long for its end, cancelled or not."""
         if self._fetching is not None and not self._fetching.done():
             self._fetching.cancel()
-            await asyncio.wait([self._fetching])
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([self._fetching], timeout=within_s)
 
     async def _fetched(self) -> T:
         if self._fetching is None or self._fetching.done():

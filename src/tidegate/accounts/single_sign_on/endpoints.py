@@ -18,11 +18,13 @@ from tidegate.accounts.single_sign_on.dependencies import (
     PendingCookieDep,
     SingleSignOnDep,
 )
-from tidegate.accounts.single_sign_on.landing import landing_page
+from tidegate.accounts.single_sign_on.landing import landing_page, refusal_page
 from tidegate.accounts.single_sign_on.pending import HOME, local_path
 from tidegate.accounts.single_sign_on.schemas import SingleSignOnState
-from tidegate.auth.page_session import is_of_another_origin
+from tidegate.auth.page_session import is_of_another_origin, refresh_cookie
 from tidegate.errors import TidegateError
+from tidegate.http.context import request_context
+from tidegate.settings import Settings
 
 # Beside those of every route of its kind: it is off; an account is being changed; the provider fails.
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
@@ -33,9 +35,14 @@ router = APIRouter(prefix="/auth/sso", tags=["page"], dependencies=[Depends(neve
 
 
 @router.get("")
-async def single_sign_on_state(opened: OpenedProviderDep) -> SingleSignOnState:
-    """Whether people can sign in by a provider here, and what a page calls that."""
-    return SingleSignOnState(enabled=opened is not None, label=opened.settings.label if opened else None)
+async def single_sign_on_state(opened: OpenedProviderDep, request: Request) -> SingleSignOnState:
+    """Whether people can sign in by a provider here, what a page calls that, and whether there is another way in."""
+    settings: Settings = request.state.settings
+    return SingleSignOnState(
+        enabled=opened is not None,
+        label=opened.settings.label if opened else None,
+        password_log_in=settings.auth.password_log_in,
+    )
 
 
 @router.get(
@@ -59,7 +66,7 @@ async def single_sign_on_login(
     if is_of_another_origin(request):
         # The provider may ask nothing, and nobody is to be signed in unasked (OWASP ASVS 5, 7.6.2).
         return RedirectResponse(_sign_in_page(next_path), status.HTTP_302_FOUND, headers=dict(response.headers))
-    begun = await single_sign_on.begin(next_path)
+    begun = await single_sign_on.begin(next_path, refresh_cookie(request))
     redirect = RedirectResponse(begun.url, status.HTTP_302_FOUND, headers=dict(response.headers))
     redirect.headers.append("Set-Cookie", cookie.given(begun.sealed))
     return redirect
@@ -73,18 +80,34 @@ async def single_sign_on_callback(
     request: Request,
     response: Response,
 ) -> HTMLResponse:
-    """Signs a page in by what the provider answered, in the browser that began it, and leads it on."""
+    """Signs a page in by what the provider answered, in the browser that began it, and leads it on.
+
+    The sign-in that this browser had ends. Who is refused is shown why, on a page where they asked for one.
+    """
     client = Client.of(request)
-    pending = await single_sign_on.recognise(answer, request.cookies.get(cookie.name), client)
+    try:
+        pending = await single_sign_on.recognise(answer, request.cookies.get(cookie.name), client)
+    except TidegateError as error:
+        return _refusal(error, request, response)
     try:
         issued = await single_sign_on.finish(answer, pending, client)
     except TidegateError as error:
         error.headers["Set-Cookie"] = cookie.taken_back()
-        raise
+        return _refusal(error, request, response)
     page = HTMLResponse(landing_page(pending.next_path), headers=dict(response.headers))
     give_session(issued, request, page)
     page.headers.append("Set-Cookie", cookie.taken_back())
     return page
+
+
+def _refusal(error: TidegateError, request: Request, response: Response) -> HTMLResponse:
+    """A page for who reads it in a browser. Raises the error for who does not, which has the envelope then."""
+    if "text/html" not in request.headers.get("accept", ""):
+        raise error
+    context = request_context(request.scope)
+    context.error_code = error.http_code
+    page = refusal_page(error.message, context.request_id)
+    return HTMLResponse(page, status_code=error.http_status, headers={**response.headers, **error.headers})
 
 
 def _sign_in_page(wanted_path: str) -> str:

@@ -21,7 +21,8 @@ _LOCAL_PATH: Final = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/?#%-]*")
 @dataclass(frozen=True, slots=True)
 class PendingLogIn:
     """One log-in under way. `state` is for the way back, `nonce` for the ID token, `code_verifier` for the code
-    (RFC 7636): 256 random bits each. `expires_at` is Unix seconds.
+    (RFC 7636): 256 random bits each. `expires_at` is Unix seconds. `ends` is the hash of a refresh token in hexadecimal
+    digits, of the sign-in that this browser had when it began, which ends where this one succeeds.
     """
 
     next_path: str
@@ -29,11 +30,12 @@ class PendingLogIn:
     state: str = field(repr=False)
     nonce: str = field(repr=False)
     code_verifier: str = field(repr=False)
+    ends: str | None = field(default=None, repr=False)
 
     @classmethod
-    def begin(cls, next_path: str, now: float) -> Self:
+    def begin(cls, next_path: str, now: float, ends: str | None = None) -> Self:
         state, nonce, code_verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        return cls(next_path, int(now) + LIFETIME_S, state, nonce, code_verifier)
+        return cls(next_path, int(now) + LIFETIME_S, state, nonce, code_verifier, ends)
 
 
 def local_path(wanted: str) -> str:

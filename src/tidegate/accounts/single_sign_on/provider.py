@@ -84,8 +84,10 @@ class Provider:
         return cls(Calls(client), settings)
 
     async def aclose(self) -> None:
-        await self._metadata.aclose()
+        """Ends what is being fetched, within a bound, cancelled or not."""
+        # The keys first: they may be waiting for the metadata.
         await self._keys.aclose()
+        await self._metadata.aclose()
 
     async def authorization_url(self, pending: PendingLogIn, redirect_uri: str) -> str:
         """Where a browser is sent to log in. Raises `Unavailable`, `UpstreamError`."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tidegate.accounts.sign_ins.refresh_tokens import hash_of
 from tidegate.accounts.sign_ins.service import Client, IssuedTokens, SignIns
 from tidegate.accounts.single_sign_on.linking import admit
 from tidegate.accounts.single_sign_on.pending import LIFETIME_S, PendingLogIn, local_path
@@ -86,9 +87,14 @@ class SingleSignOn:
         self._changed = changed
         self._clock = clock
 
-    async def begin(self, wanted_path: str) -> Begun:
-        """Raises `Unavailable`, `UpstreamError` where the provider cannot be asked."""
-        pending = PendingLogIn.begin(local_path(wanted_path), self._clock())
+    async def begin(self, wanted_path: str, refresh_token: str | None = None) -> Begun:
+        """`refresh_token` is of the sign-in that this browser has, which ends where another begins.
+
+        Raises `Unavailable`, `UpstreamError` where the provider cannot be asked.
+        """
+        # The way back is another site's: cookies that are `SameSite=Strict` do not come along.
+        before = hash_of(refresh_token) if refresh_token else None
+        pending = PendingLogIn.begin(local_path(wanted_path), self._clock(), before.hex() if before else None)
         url = await self._opened.provider.authorization_url(pending, self._redirect_uri())
         return Begun(url, self._opened.seals.seal(pending))
 
@@ -131,9 +137,13 @@ class SingleSignOn:
         if admitted.has_changed:
             await self._changed(admitted.user.id)
         try:
-            return await self._sign_ins.begin(admitted.user, client, "single_sign_on")
+            issued = await self._sign_ins.begin(admitted.user, client, "single_sign_on")
         except AuthenticationError as error:
             raise Refused("disabled", error, email=admitted.user.email) from None
+        if pending.ends is not None:
+            # Its tokens are overwritten in this browser: nobody could end it any more, and a thief of them could go on.
+            await self._sign_ins.end_by_token_hash(bytes.fromhex(pending.ends), client)
+        return issued
 
     def _redirect_uri(self) -> str:
         if self._opened.redirect_uri is None:

@@ -14,6 +14,7 @@ from tidegate.auth.dependencies import Caller, UserCaller
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal import Principal
 from tidegate.errors import PermissionDenied
+from tidegate.settings import Settings
 from tidegate.storage.dependencies import DatabaseDep
 
 
@@ -39,8 +40,12 @@ async def get_admin(caller: UserCaller) -> Principal:
 Reader = Annotated[Principal, Depends(get_people_reader)]
 
 
-def get_callers_users(database: DatabaseDep, caller: Reader, actor: ActorDep, changed: UserChangedDep) -> CallersUsers:
-    return CallersUsers(database, caller, actor, changed=changed)
+def get_callers_users(
+    request: Request, database: DatabaseDep, caller: Reader, actor: ActorDep, changed: UserChangedDep
+) -> CallersUsers:
+    settings: Settings = request.state.settings
+    days = settings.auth.initial_password_days
+    return CallersUsers(database, caller, actor, changed=changed, initial_password_days=days)
 
 
 def get_callers_workspaces(database: DatabaseDep, caller: Reader, actor: ActorDep) -> CallersWorkspaces:

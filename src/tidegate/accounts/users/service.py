@@ -18,8 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.models import User, Workspace
 from tidegate.accounts.service import (
+    INITIAL_PASSWORD_DAYS,
     disable_user,
     enable_user,
+    ends_after,
     locked_user,
     note_created,
     of_user,
@@ -44,12 +46,19 @@ class CallersUsers:
     """
 
     def __init__(
-        self, database: Database, caller: Principal, actor: Actor, *, changed: Changed = nothing_changed
+        self,
+        database: Database,
+        caller: Principal,
+        actor: Actor,
+        *,
+        changed: Changed = nothing_changed,
+        initial_password_days: int = INITIAL_PASSWORD_DAYS,
     ) -> None:
         self._database = database
         self._caller = caller
         self._actor = actor
         self._changed = changed
+        self._initial_password_days = initial_password_days
         self._is_admin = caller.is_signed_in_admin
 
     async def page(self, query: UserQuery) -> UserPage:
@@ -83,7 +92,9 @@ class CallersUsers:
         return UserView.of(row)
 
     async def create(self, form: UserForm, passwords: Passwords) -> UserView:
-        """Raises `PermissionDenied`, `NotFound` for a workspace, `Conflict` where the address is taken, and
+        """A user, whose password opens log-ins for some days: by then they have chosen their own.
+
+        Raises `PermissionDenied`, `NotFound` for a workspace, `Conflict` where the address is taken, and
         `ValidationFailed` for a password that is short or common.
         """
         self._require_admin()
@@ -95,7 +106,11 @@ class CallersUsers:
             async with self._database.transaction() as session:
                 await _require_workspace(session, workspace_id)
                 user = User(
-                    workspace_id=workspace_id, email=form.email.lower(), role=form.role, password_hash=password_hash
+                    workspace_id=workspace_id,
+                    email=form.email.lower(),
+                    role=form.role,
+                    password_hash=password_hash,
+                    password_ends_at=ends_after(self._initial_password_days) if password_hash else None,
                 )
                 session.add(user)
                 await session.flush()

@@ -60,6 +60,11 @@ class Account {
       this.who.replaceChildren(
         ...["Signed in as ", element("b", {}, me.email), `, ${me.role} in the workspace `, element("b", {}, me.workspace)],
       );
+      if (me.password_ends_at) {
+        const link = element("a", { href: "/forgot-password" }, "Have a link sent");
+        const words = ". Your password was one to begin with: choose your own before ";
+        this.who.append(words, momentOf(me.password_ends_at), ". ", link, ".");
+      }
       this.onKnown(me);
       this.known.hidden = false;
       await this.showSignIns();

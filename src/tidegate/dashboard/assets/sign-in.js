@@ -52,8 +52,9 @@ await offerSingleSignOn();
 async function offerSingleSignOn() {
   const offer = document.getElementById("single-sign-on");
   try {
-    const { enabled, label } = await ask("GET", "/auth/sso");
+    const { enabled, label, password_log_in: takesPasswords } = await ask("GET", "/auth/sso");
     if (!enabled) return;
+    form.hidden = document.getElementById("forgot").hidden = !takesPasswords;
     const link = offer.querySelector("a");
     link.textContent = `Sign in with ${label}`;
     link.href = `/auth/sso/login?next=${encodeURIComponent(goal.pathname + goal.search + goal.hash)}`;
