@@ -5,7 +5,7 @@ import pytest
 import redis
 
 from tests.support.gate_stores import MINUTE, SEEDING, SLOTS, START_MS, TAG, TOKENS, TOTAL, TwinStores, take
-from tidegate.admission.store import MOST, MOST_UNSETTLED, Asked, Check, Held, Seat, Seeding, Spent
+from tidegate.admission.store import MOST, MOST_UNSETTLED, Asked, Check, Checks, Held, Seat, Seeding, Spent
 
 
 def test_what_ended_long_before_the_seeding_is_in_the_sum_whenever_it_is_told(stores: TwinStores) -> None:
@@ -60,6 +60,12 @@ def test_what_cannot_be_counted_is_refused_and_never_counted(stores: TwinStores,
     assert stores.top_up("w1", "e2", Spent(amount, 0)).at == 0
     assert stores.top_up("w1", "e2", Spent(1, amount)).at == 1
     assert stores.used((MINUTE, tokens, total)) == (0, 100, 400)
+
+
+@pytest.mark.parametrize("amount", [MOST, 2**63, 2**70])
+def test_a_limit_that_is_asked_for_again_may_be_more_than_can_be_counted(stores: TwinStores, amount: int) -> None:
+    checks = Checks((msgspec.structs.replace(MINUTE, amount=amount),))
+    assert [stores.take("w1", Asked(f"e{n}", checks, takes=(2,))).used for n in (1, 2)] == [(2,), (4,)]
 
 
 @pytest.mark.parametrize("amount", [MOST, 2**63, 2**70])

@@ -106,7 +106,7 @@ class SlowPipe(DirectPipe):
         self.answers: list[tuple[asyncio.Future[Any], Taker]] = []
 
     def hand_script(self, taker: Taker, name: str, key: str, op: str, payload: bytes) -> None:
-        self.answers.append((self.script(name, [key], [op, payload]), taker))
+        self.answers.append((self.script(name, [key], [op, payload, self.run_id]), taker))
 
     def answer(self) -> None:
         for done, taker in self.answers:
@@ -140,7 +140,7 @@ async def test_a_grant_in_an_answer_that_nobody_waits_for_is_told_all_the_same(
 async def test_a_release_that_may_not_have_been_done_is_told(client: "redis.Redis", redis_prefix: str) -> None:
     class Gone(DirectPipe):
         def hand_script(self, taker: Taker, name: str, key: str, op: str, payload: bytes) -> None:
-            answer = self.script(name, [key], [op, payload]).result()
+            answer = self.script(name, [key], [op, payload, self.run_id]).result()
             if op == "release":
                 taker.set_exception(StoreGone("lost on the way"))
             else:

@@ -19,9 +19,11 @@ from tests.support.warm import Warm, warm_start
 from tidegate.admission.redis_store import RedisStore, script_source
 from tidegate.admission.store import Asked, Check, Seat, Spent
 from tidegate.storage.pipeline import PipelinedRedis
+from tidegate.storage.pipeline_cluster import PipelinedCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN_S = 60
+CLUSTER = "cluster:"
 BUDGET = Check("budget", "calendar", "cost", 10_000, 130)
 MINUTE = Check("minute", "sliding", "requests", 50, 1)
 SLOTS = Check("slots", "held", "concurrency", 5, 1)
@@ -94,7 +96,7 @@ class Racers:
 
 
 class Racer:
-    def __init__(self, pipe: PipelinedRedis, prefix: str, worker: str) -> None:
+    def __init__(self, pipe: PipelinedRedis | PipelinedCluster, prefix: str, worker: str) -> None:
         self.store = RedisStore(pipe, prefix, told=lambda *_: None, alerted=lambda *_: None)
         self._pipe = pipe
         self._prefix = prefix
@@ -156,7 +158,10 @@ class Racer:
 
 
 async def run(url: str, prefix: str, worker: str, job: str) -> None:
-    async with PipelinedRedis.running(url, client_name=worker, scripts={"gate": script_source()}) as pipe:
+    # A cluster is named as one by whoever starts it.
+    kind = PipelinedCluster if url.startswith(CLUSTER) else PipelinedRedis
+    address = url.removeprefix(CLUSTER)
+    async with kind.running(address, client_name=worker, scripts={"gate": script_source()}) as pipe:
         racer = Racer(pipe, prefix, worker)
         sys.stdout.write(json.dumps("ready") + "\n")
         sys.stdout.flush()

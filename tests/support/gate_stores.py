@@ -63,7 +63,7 @@ class DirectPipe:
         return answer
 
     def hand_script(self, taker: Taker, name: str, key: str, op: str, payload: bytes) -> None:
-        taker.set_result(self.script(name, [key], [op, payload]).result())
+        taker.set_result(self.script(name, [key], [op, payload, self.run_id]).result())
 
 
 def direct_store(pipe: DirectPipe, prefix: str, clock: Callable[[], int], alerts: list[Alert]) -> RedisStore:

@@ -12,6 +12,7 @@ from tidegate.accounts.models import DEFAULT_WORKSPACE_ID
 from tidegate.admission.checks import Reserve, check_of
 from tidegate.admission.compiled import Compiled
 from tidegate.admission.headers import limit_headers
+from tidegate.admission.store import Asked, whole
 from tidegate.auth.principal import Principal
 from tidegate.ledger.entry import Attribution
 from tidegate.limits.matching import Met, WorkspaceLimits
@@ -42,8 +43,9 @@ def test_checks_are_in_the_windows_of_their_moment_and_take_what_the_request_res
     assert isinstance(limits, Met)
     for now_s in MOMENTS:
         for reserve in RESERVES:
-            asked = Compiled.of(limits, now_s).checks(reserve)
-            assert asked == tuple(check_of(one, reserve, now_s) for one in limits)
+            compiled = Compiled.of(limits, now_s)
+            asked = whole(Asked("e", compiled.checks, takes=compiled.takes(reserve)))
+            assert asked.checks == tuple(check_of(one, reserve, now_s) for one in limits)
 
 
 @pytest.mark.parametrize("used", [0, 7, 60, 61])
@@ -84,6 +86,6 @@ def test_one_end_user_is_not_judged_by_anothers_counter() -> None:
     counters = []
     for name in ("zoe", "max"):
         limits = of_all.caller(TRUSTED, Attribution(end_user=name), "gpt-4.1", ())
-        counters.append({check.counter for check in Compiled.of(limits, MIDNIGHT).checks(Reserve())})
+        counters.append({check.counter for check in Compiled.of(limits, MIDNIGHT).checks})
     assert [len(each) for each in counters] == [2, 2]
     assert len(counters[0] & counters[1]) == 1

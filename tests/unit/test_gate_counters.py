@@ -6,12 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.admission.counters import COUNTED_MS, NEVER_MS, Calendar, InUse, Sliding, Taken
-from tidegate.admission.store import Check
+from tidegate.admission.counters import COUNTED_MS, NEVER_MS, UNKNOWN, Calendar, Ending, InUse, Sliding
 
 START_MS = 1_800_000_000_000
 AMOUNT = 7
-CHECK = Check("c", "sliding", "tokens", AMOUNT, 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,17 +58,13 @@ def test_a_clock_that_goes_back_a_little_forgets_nothing_and_far_back_all() -> N
 
 def test_only_what_an_entry_has_in_its_bucket_is_given_back() -> None:
     counter = Sliding(1)
-    first, other = Taken(CHECK, 5, counter.take(5, START_MS)), Taken(CHECK, 5, counter.take(5, START_MS))
-    counter.end("e1", first, 0, START_MS)
+    assert [counter.take(5, START_MS), counter.take(5, START_MS)] == [5, 10]
+    counter.end(5, START_MS, 0, Ending("e1", START_MS))
     assert counter.value(START_MS) == 5
-    counter.end("e2", other, 9, START_MS)
+    counter.end(5, START_MS, 9, Ending("e2", START_MS))
     assert counter.value(START_MS) == 9
-    # Of the ten that had left the window before its last one was taken, it needed three.
-    less = Taken(CHECK, 1, counter.take(1, START_MS), gone=10)
-    counter.end("e3", less, 3, START_MS)
-    assert counter.value(START_MS) == 9
-    gone = Taken(CHECK, 100, counter.take(100, START_MS + 1_000))
-    counter.end("e3", gone, None, START_MS + 62_000)
+    counter.take(100, START_MS + 1_000)
+    counter.end(100, START_MS + 1_000, None, Ending("e3", START_MS + 62_000))
     assert counter.value(START_MS + 62_000) == 0
 
 
@@ -90,21 +84,27 @@ def test_an_alert_of_what_slides_is_told_once_a_window() -> None:
 def test_an_entry_is_counted_once_for_ten_minutes_at_least() -> None:
     calendar = Calendar()
     calendar.seed(0, ("seen",), 0, START_MS)
-    money = Check("m", "calendar", "cost", 100, 5)
     now = START_MS // COUNTED_MS * COUNTED_MS + COUNTED_MS - 1
     for entry, told in (("seen", False), ("e1", True), ("e1", False)):
-        assert calendar.end(entry, Taken(money, 0), 5, START_MS) == told
-    assert calendar.end("e2", Taken(money, 0), 5, now)
-    assert not calendar.end("e2", Taken(money, 0), 5, now + COUNTED_MS)
+        assert calendar.end(0, START_MS, 5, Ending(entry, START_MS)) == told
+    assert calendar.end(0, START_MS, 5, Ending("e2", now))
+    assert not calendar.end(0, START_MS, 5, Ending("e2", now + COUNTED_MS))
     assert calendar.used == 10
     # It is not kept for ever.
     assert not calendar.has_counted("e2", now + 2 * COUNTED_MS + 1)
 
 
+def test_of_what_nobody_seeded_nothing_is_taken() -> None:
+    calendar = Calendar()
+    assert calendar.take(5, START_MS) == UNKNOWN
+    calendar.seed(3, (), 0, START_MS)
+    assert calendar.take(5, START_MS) == 8
+
+
 def test_what_is_reserved_never_falls_below_nothing() -> None:
     calendar, in_use = Calendar(), InUse()
-    calendar.end("e1", Taken(CHECK, 5), None, START_MS)
-    in_use.end("e1", Taken(CHECK, 5), None, START_MS)
+    calendar.end(5, START_MS, None, Ending("e1", START_MS))
+    in_use.end(5, START_MS, None, Ending("e1", START_MS))
     assert (calendar.reserved, in_use.value(START_MS)) == (0, 0)
 
 

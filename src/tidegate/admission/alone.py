@@ -5,19 +5,18 @@ same of what was last known to remain, and where nothing is known it denies. `de
 Without a shared store at all the one worker judges by whole limits: `MemoryStore` alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from tidegate.admission.checks import share_of
 from tidegate.admission.counters import Calendar
-from tidegate.admission.memory_store import MemoryStore, Told
-from tidegate.admission.store import Alert, Asked, Check, Held, Reply, Seeding, Spent
+from tidegate.admission.memory_store import Alerted, MemoryStore, Told
+from tidegate.admission.store import Asked, Check, Held, Reply, Seeding
 from tidegate.errors import Unavailable
 
 Mode = Literal["local", "deny", "allow"]
-Alerted = Callable[[str, tuple[Alert, ...]], None]
 
 _MOST_REMAINDERS = 10_000
 
@@ -27,24 +26,7 @@ class LocalStore(MemoryStore):
 
     def __init__(self, *, told: Told, alerted: Alerted) -> None:
         # One worker's: it does not die before its memory does.
-        super().__init__(told=told, leases=False)
-        self._hears_alerts = alerted
-
-    def taken(self, tag: str, worker: str, asked: Asked) -> Reply:
-        reply = super().taken(tag, worker, asked)
-        if reply.alerts:
-            self._hears_alerts(tag, reply.alerts)
-        return reply
-
-    def release(self, tag: str, worker: str, entry: str, spent: Spent, checks: tuple[Check, ...] = ()) -> None:
-        alerts = self.released(tag, worker, entry, spent, checks)
-        if alerts:
-            self._hears_alerts(tag, alerts)
-
-    def recover(self, tag: str, worker: str, entry: str, spent: Spent, checks: tuple[Check, ...] = ()) -> None:
-        alerts = self.recovered(tag, worker, entry, spent, checks)
-        if alerts:
-            self._hears_alerts(tag, alerts)
+        super().__init__(told=told, alerted=alerted, leases=False)
 
     def money(self, tag: str) -> dict[str, tuple[int, int]]:
         """What is used and reserved here of a tag's calendars: the window's start and the sum, by counter."""

@@ -22,24 +22,28 @@ KEPT_MS = 86_400_000
 
 
 class Taken(msgspec.Struct, gc=False):
-    """What an entry has of one counter. A sliding one: `n` in `bucket`; `gone` has left the window since."""
+    """What an entry has of one counter: `n`, taken at `at_ms`. Of a sliding one, `gone` has left the window since."""
 
     check: Check
     n: int
-    bucket: int = 0
+    at_ms: int = 0
     gone: int = 0
 
 
-# What `stand` says instead of a number.
-UNSUITED, UNKNOWN = -1, -2
+class Ending(msgspec.Struct, frozen=True, gc=False):
+    """Which entry ends, at `now_ms`; `ended_ms` is when it ended as its worker says, 0: now."""
+
+    entry: str
+    now_ms: int
+    ended_ms: int = 0
+
+
+# What `take` says of a counter that was not seeded: more than any limit allows.
+UNKNOWN = 2 * MOST + 2
 
 
 class Counter(Protocol):
     is_known: bool
-
-    def stand(self, check: Check, now_ms: int) -> int:
-        """`value` for a check; `UNSUITED` where it means another counter or window, `UNKNOWN` before the seeding."""
-        ...
 
     def suits(self, check: Check) -> bool:
         """Whether the check means this counter, in this window."""
@@ -50,18 +54,19 @@ class Counter(Protocol):
         ...
 
     def take(self, n: int, now_ms: int) -> int:
-        """Counts `n`. Returns where it was counted."""
+        """Counts `n`. Returns the value after it; `UNKNOWN`, and counts nothing, before the seeding."""
         ...
 
     def more(self, taken: Taken, n: int, now_ms: int) -> None:
         """Counts `n` more of what was taken, and notes it there."""
         ...
 
-    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:
-        """What was taken came to `came_to`, None: to nothing at all. Whether something was spent by it.
+    def hold_anyway(self, n: int) -> None:
+        """Counts `n` that somebody holds already, whether there is room or not."""
+        ...
 
-        `ended_ms` is when it ended as its worker says, 0: now.
-        """
+    def end(self, n: int, at_ms: int, came_to: int | None, ending: Ending) -> bool:
+        """The `n` that were taken at `at_ms` came to `came_to`, None: to nothing at all. Whether that was spent."""
         ...
 
     def room_in_ms(self, now_ms: int, needed: int) -> int:
@@ -93,13 +98,6 @@ class Sliding:
         self._oldest = 0
         self._told_at: int | None = None
 
-    def stand(self, check: Check, now_ms: int) -> int:
-        if check.kind != "sliding" or check.width_s * 1000 != self._width_ms:
-            return UNSUITED
-        if now_ms // self._width_ms - BUCKETS != self._oldest:
-            self._sweep(now_ms)
-        return self._total
-
     def suits(self, check: Check) -> bool:
         return check.kind == "sliding" and check.width_s * 1000 == self._width_ms
 
@@ -113,26 +111,28 @@ class Sliding:
         if bucket - BUCKETS != self._oldest:
             self._sweep(now_ms)
         self._buckets[bucket] = self._buckets.get(bucket, 0) + n
-        self._total += n
-        return bucket
+        self._total = total = self._total + n
+        return total
 
     def more(self, taken: Taken, n: int, now_ms: int) -> None:
         self._sweep(now_ms)
-        if taken.bucket in self._buckets:
-            self._adjust(taken.bucket, n)
+        bucket = taken.at_ms // self._width_ms
+        if bucket in self._buckets:
+            self._adjust(bucket, n)
             taken.n += n
         else:
             # What it took at first has left the window: the rest is counted where it is asked for.
             taken.gone = min(MOST, taken.gone + taken.n)
-            taken.n, taken.bucket = n, self.take(n, now_ms)
+            taken.n, taken.at_ms = n, now_ms
+            self.take(n, now_ms)
 
-    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:  # noqa: ARG002 - of the protocol
+    def hold_anyway(self, n: int) -> None:
+        """Nothing: it was taken some time ago, in a window of which nothing is known here."""
+
+    def end(self, n: int, at_ms: int, came_to: int | None, ending: Ending) -> bool:  # noqa: ARG002 - of the protocol
         # Only what this entry has in its bucket is its to give back.
-        n = taken.n
-        if came_to is None or came_to < taken.gone:
-            self._adjust(taken.bucket, -n)
-        elif came_to != taken.gone + n:
-            self._adjust(taken.bucket, came_to - taken.gone - n)
+        if came_to != n:
+            self._adjust(at_ms // self._width_ms, (came_to or 0) - n)
         return False
 
     def room_in_ms(self, now_ms: int, needed: int) -> int:
@@ -202,11 +202,6 @@ class Calendar:
     _counted: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
     _generation: int = 0
 
-    def stand(self, check: Check, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
-        if check.kind != "calendar" or self.starts != check.starts or self.ends != check.ends:
-            return UNSUITED
-        return self.used + self.reserved if self.is_known else UNKNOWN
-
     def suits(self, check: Check) -> bool:
         return check.kind == "calendar" and self.starts == check.starts and self.ends == check.ends
 
@@ -221,21 +216,27 @@ class Calendar:
         return self.used + self.reserved
 
     def take(self, n: int, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
-        self.reserved += n
-        return 0
+        if not self.is_known:
+            return UNKNOWN
+        self.reserved = reserved = self.reserved + n
+        return self.used + reserved
 
     def more(self, taken: Taken, n: int, now_ms: int) -> None:  # noqa: ARG002 - of the protocol
         self.reserved += n
         taken.n += n
 
-    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:
-        self.reserved = self.reserved - taken.n if self.reserved > taken.n else 0
+    def hold_anyway(self, n: int) -> None:
+        self.reserved += n
+
+    def end(self, n: int, at_ms: int, came_to: int | None, ending: Ending) -> bool:  # noqa: ARG002 - of the protocol
+        self.reserved = self.reserved - n if self.reserved > n else 0
         if came_to is None:
             return False
+        entry, ended_ms = ending.entry, ending.ended_ms
         if not self.is_known:
-            self._keep_unsettled(entry, came_to, ended_ms or now_ms)
+            self._keep_unsettled(entry, came_to, ended_ms or ending.now_ms)
             return False
-        if 0 < ended_ms < self.seen_since_ms or self.has_counted(entry, now_ms):
+        if 0 < ended_ms < self.seen_since_ms or self.has_counted(entry, ending.now_ms):
             return False
         self._counted[0].add(entry)
         self.used = min(MOST, self.used + came_to)
@@ -305,9 +306,6 @@ class InUse:
         self.is_known = True
         self._n = 0
 
-    def stand(self, check: Check, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
-        return self._n if check.kind == "held" else UNSUITED
-
     def suits(self, check: Check) -> bool:
         return check.kind == "held"
 
@@ -315,13 +313,16 @@ class InUse:
         return self._n
 
     def take(self, n: int, now_ms: int) -> int:  # noqa: ARG002 - of the protocol
-        self._n += n
-        return 0
+        self._n = in_use = self._n + n
+        return in_use
 
     def more(self, taken: Taken, n: int, now_ms: int) -> None: ...
 
-    def end(self, entry: str, taken: Taken, came_to: int | None, now_ms: int, ended_ms: int = 0) -> bool:  # noqa: ARG002 - of the protocol
-        self._n = self._n - taken.n if self._n > taken.n else 0
+    def hold_anyway(self, n: int) -> None:
+        self._n += n
+
+    def end(self, n: int, at_ms: int, came_to: int | None, ending: Ending) -> bool:  # noqa: ARG002 - of the protocol
+        self._n = self._n - n if self._n > n else 0
         return False
 
     def room_in_ms(self, now_ms: int, needed: int) -> int:  # noqa: ARG002 - of the protocol

@@ -6,23 +6,23 @@ counted twice. Every entry that is taken is released by `release`, once, which n
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 
 import msgspec
 
-from tidegate.admission.alone import Alerted, Alone, LocalStore, Mode, Remainders
-from tidegate.admission.holding import Ended, Holding, Turn, topped_up
+from tidegate.admission.alone import Alone, LocalStore, Mode, Remainders
+from tidegate.admission.holding import Ended, Ends, Holding, Holdings, Turn, topped_up
+from tidegate.admission.memory_store import Alerted
 from tidegate.admission.patience import Patience
 from tidegate.admission.redis_store import RedisStore
-from tidegate.admission.store import UNDO, Asked, Check, GateStore, Held, Reply, Seeding, Spent
-from tidegate.storage.pipeline import ScriptError, StoreGone
+from tidegate.admission.store import UNDO, Asked, Check, GateStore, Held, Reply, Seeding, Spent, whole
+from tidegate.storage.pipeline import NodeGone, ScriptError, StoreGone
 from tidegate.telemetry.logging import get_logger
 
 ANSWER_WITHIN_S = 0.05
 DECLARE_WITHIN_S = 1.0
 FAILURES_TO_LEAVE = 3
-_MOST_ENDED = 100_000
 _SILENCE = (StoreGone, ScriptError, TimeoutError)
 
 log = get_logger(__name__)
@@ -48,9 +48,8 @@ class Desk:
         self.workers = 1
         self.judged_alone = 0
         self.answer_within_s = ANSWER_WITHIN_S
-        self.forgotten_ends = 0
-        self.holdings: dict[str, dict[str, Holding]] = {}
-        self.ended: dict[str, dict[str, Ended]] = {}
+        self.holdings = Holdings()
+        self._ends = Ends()
         self._mode = mode
         self._on_change = on_change
         self._alerted = alerted
@@ -65,6 +64,16 @@ class Desk:
         return self._away is not None
 
     @property
+    def ended(self) -> dict[str, dict[str, Ended]]:
+        """What the shared store is still to be told of, by tag and entry."""
+        return self._ends.by_tag
+
+    @property
+    def forgotten_ends(self) -> int:
+        """How many ends it will never be told of."""
+        return self._ends.forgotten
+
+    @property
     def local(self) -> LocalStore:
         return self._local
 
@@ -73,24 +82,19 @@ class Desk:
 
         Raises `Unavailable` where no store can judge and the mode denies.
         """
+        if self.shared is None:
+            return self._take_here(tag, asked)
         holding = Holding(asked)
-        entries = self.holdings.get(tag)
-        if entries is None:
-            entries = self.holdings[tag] = {}
-        entries[asked.entry] = holding
+        self.holdings.hold(tag, asked.entry, holding)
         try:
-            if self.shared is None:
-                holding.where = self._local
-                reply = self._local.taken(tag, self.worker, asked)
-            else:
-                reply = await self._judged(self.shared, tag, holding, unjudged)
+            reply = await self._judged(self.shared, tag, holding, unjudged)
         except BaseException:
-            self._forget(tag, asked.entry)
-            self._give_back(tag, asked.entry, holding, UNDO)
+            self.holdings.forget(tag, asked.entry)
+            self._give_back(self.shared, tag, asked.entry, holding, UNDO)
             raise
         holding.is_pending = False
         if reply.said != "taken":
-            self._forget(tag, asked.entry)
+            self.holdings.forget(tag, asked.entry)
             self._give_back_apart(tag, holding)
         elif reply.seat not in ("queued", "granted"):
             holding.turn = None
@@ -100,9 +104,13 @@ class Desk:
 
     def release(self, tag: str, entry: str, spent: Spent) -> None:
         """Gives an entry back, whoever judged it. Twice is once."""
-        holding = self._forget(tag, entry)
-        if holding is not None:
-            self._give_back(tag, entry, holding, spent)
+        holding = self.holdings.forget(tag, entry)
+        if holding is None:
+            return
+        if self.shared is None:
+            self._local.release(tag, self.worker, entry, spent)
+        else:
+            self._give_back(self.shared, tag, entry, holding, spent)
 
     def recover(self, tag: str, entry: str, spent: Spent, checks: tuple[Check, ...]) -> None:
         """Ends an entry of a dead worker, whoever held it; one that no store knows is counted by `checks`."""
@@ -111,11 +119,11 @@ class Desk:
         elif self._away is None:
             self.shared.recover(tag, self.worker, entry, spent, checks)
         else:
-            self._note_ended(tag, entry, Ended(spent, checks))
+            self._ends.note(tag, entry, Ended(spent, checks))
 
     async def top_up(self, tag: str, entry: str, more: Spent) -> Reply | None:
         """Reserves more for an entry. None where no store can say."""
-        holding = self._holding(tag, entry)
+        holding = self.holdings.of(tag, entry)
         if holding is None or holding.where is None:
             return None
         try:
@@ -123,7 +131,7 @@ class Desk:
                 reply = await holding.where.top_up(tag, self.worker, entry, more)
             if reply.said == "taken":
                 # What is declared anew is all that it reserved.
-                holding.asked = topped_up(holding.asked, more)
+                holding.asked = topped_up(whole(holding.asked), more)
             return holding.placed(reply)
         except _SILENCE as error:
             self.failed(error)
@@ -156,8 +164,8 @@ class Desk:
 
     def note_lost(self, tag: str, entry: str, spent: Spent, checks: tuple[Check, ...]) -> None:
         """A release that the shared store may not have heard: it is told again when that is asked anew."""
-        if self._holding(tag, entry) is None:
-            self._note_ended(tag, entry, Ended(spent, checks))
+        if self.holdings.of(tag, entry) is None:
+            self._ends.note(tag, entry, Ended(spent, checks))
 
     def standing(self, tag: str) -> tuple[int, int]:
         """How many entries hold what they asked for in a tag here, and how many wait for it."""
@@ -175,7 +183,7 @@ class Desk:
 
     async def place(self, tag: str, entry: str) -> int:
         """The place in the queue, 0 where it is not known."""
-        holding = self._holding(tag, entry)
+        holding = self.holdings.of(tag, entry)
         if holding is None or holding.where is None:
             return 0
         try:
@@ -185,7 +193,12 @@ class Desk:
             return 0
 
     def failed(self, error: BaseException) -> None:
-        """The shared store did not answer: it is left at once where it is gone, after some times where it is slow."""
+        """The shared store did not answer: it is left at once where it is gone, after some times where it is slow.
+
+        It is not left for one node of a cluster: what falls on that is judged alone, step by step.
+        """
+        if isinstance(error, NodeGone):
+            return
         self._failures += 1
         if isinstance(error, StoreGone) or self._failures >= FAILURES_TO_LEAVE:
             self.leave(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
@@ -206,7 +219,8 @@ class Desk:
     async def come_back(self) -> None:
         """Declares to the shared store what is held, and tells it what ended. Raises what the store raises."""
         for tag in {*self.holdings, *self.ended}:
-            await self.declare(tag)
+            with suppress(NodeGone):
+                await self.declare(tag)
         if self._away is None:
             return
         # Nothing is awaited from here on: who comes next asks the shared store.
@@ -237,16 +251,29 @@ class Desk:
         async with asyncio.timeout(DECLARE_WITHIN_S):
             await self.shared.declare(tag, self.worker, held, (*pending, *ended))
         for one in held:
-            holding = self._holding(tag, one.entry)
+            holding = self.holdings.of(tag, one.entry)
             if holding is not None:
                 # What was judged here is that store's to count now; it is not held twice.
                 self._local.release(tag, self.worker, one.entry, UNDO)
                 holding.where, holding.unjudged = self.shared, ()
-                holding.asked = msgspec.structs.replace(holding.asked, checks=one.checks)
+                holding.asked = Asked(one.entry, one.checks, one.seat)
             elif (late := self.ended.get(tag, {}).get(one.entry)) is not None:
                 # It ended while it was declared: the store knows of it now.
                 self.ended[tag][one.entry] = Ended(late.spent, ())
         self._tell_ended(tag, ended)
+
+    def _take_here(self, tag: str, asked: Asked) -> Reply:
+        """One step into this process's own store, where none is shared. It answers at once."""
+        entry = asked.entry
+        try:
+            reply = self._local.taken(tag, self.worker, asked)
+        except BaseException:
+            self._local.release(tag, self.worker, entry, UNDO)
+            raise
+        if reply.said == "taken":
+            turn = asyncio.get_running_loop().create_future() if reply.seat == "queued" else None
+            self.holdings.hold(tag, entry, Holding(asked, self._local, is_pending=False, turn=turn))
+        return reply
 
     async def _judged(self, shared: RedisStore, tag: str, holding: Holding, unjudged: tuple[int, ...]) -> Reply:
         asked = holding.asked
@@ -271,19 +298,20 @@ class Desk:
         self.judged_alone += 1
         alone = self._away or self._alone()
         holding.where = self._local if self._mode == "local" else None
-        return await alone.take(tag, asked, self.workers)
+        return await alone.take(tag, whole(asked), self.workers)
 
     async def _judge_apart(self, tag: str, holding: Holding, unjudged: tuple[int, ...]) -> Reply | None:
         """Judges alone what the shared store does not know, and leaves it the rest. None where there is room."""
         self.judged_alone += 1
-        checks = holding.asked.checks
+        asked = whole(holding.asked)
+        checks = asked.checks
         apart = tuple(checks[at] for at in unjudged)
-        reply = await self._alone().take(tag, Asked(holding.asked.entry, apart), self.workers)
+        reply = await self._alone().take(tag, Asked(asked.entry, apart), self.workers)
         if reply.said != "taken":
             return msgspec.structs.replace(reply, at=unjudged[reply.at] if reply.at >= 0 else -1, used=())
         rest = tuple(at for at in range(len(checks)) if at not in unjudged)
         holding.unjudged, holding.places = apart, (*rest, *unjudged)
-        holding.asked = msgspec.structs.replace(holding.asked, checks=tuple(checks[at] for at in rest))
+        holding.asked = Asked(asked.entry, tuple(checks[at] for at in rest), asked.seat)
         return None
 
     def _alone(self) -> Alone:
@@ -294,44 +322,24 @@ class Desk:
             self._local.release(tag, self.worker, holding.asked.entry, UNDO)
             holding.unjudged = holding.places = ()
 
-    def _give_back(self, tag: str, entry: str, holding: Holding, spent: Spent) -> None:
+    def _give_back(self, shared: RedisStore, tag: str, entry: str, holding: Holding, spent: Spent) -> None:
         if holding.where is self._local or holding.unjudged or self._away is not None:
             # Also what the shared store holds: its slots were counted here when that was left.
             self._local.release(tag, self.worker, entry, spent)
-        if self.shared is None:
-            return
-        is_shared = holding.where is self.shared
+        is_shared = holding.where is shared
         if is_shared and self._away is None and not holding.unjudged:
-            self.shared.release(tag, self.worker, entry, spent)
+            shared.release(tag, self.worker, entry, spent)
         elif is_shared or not spent.undo:
             # What that store never knew of and was undone is nothing to it.
             checks = holding.unjudged if is_shared else holding.asked.checks
-            self._note_ended(tag, entry, Ended(spent, checks))
+            end = self._ends.note(tag, entry, Ended(spent, checks))
             if self._away is None:
-                self._tell_ended(tag, {entry: self.ended[tag][entry]})
-
-    def _note_ended(self, tag: str, entry: str, end: Ended) -> None:
-        if not end.spent.ended_ms:
-            end = Ended(msgspec.structs.replace(end.spent, ended_ms=int(time.time() * 1000)), end.checks)
-        ended = self.ended.setdefault(tag, {})
-        ended[entry] = end
-        if len(ended) > _MOST_ENDED:
-            del ended[next(iter(ended))]
-            self.forgotten_ends += 1
-            if self.forgotten_ends == 1:
-                log.warning(
-                    "gate_ends_forgotten", tag=tag, reason=f"more than {_MOST_ENDED} ended while Redis was away"
-                )
+                self._tell_ended(tag, {entry: end})
 
     def _tell_ended(self, tag: str, ended: dict[str, Ended]) -> None:
         """Tells the shared store. What that may not have heard comes back by `note_lost`."""
         assert self.shared is not None
-        known = self.ended.get(tag, {})
-        for entry, end in ended.items():
-            if known.get(entry) is end:
-                del known[entry]
-        if not known:
-            self.ended.pop(tag, None)
+        self._ends.forget(tag, ended)
         for entry, end in ended.items():
             self.shared.release(tag, self.worker, entry, end.spent)
             if end.checks and not end.spent.undo:
@@ -340,23 +348,10 @@ class Desk:
 
     def _held(self, tag: str) -> tuple[Held, ...]:
         return tuple(
-            Held(entry, (*holding.asked.checks, *holding.unjudged), holding.asked.seat)
+            Held(entry, (*whole(holding.asked).checks, *holding.unjudged), holding.asked.seat)
             for entry, holding in self.holdings.get(tag, {}).items()
             if not holding.is_pending and not holding.is_waiting
         )
-
-    def _holding(self, tag: str, entry: str) -> Holding | None:
-        entries = self.holdings.get(tag)
-        return None if entries is None else entries.get(entry)
-
-    def _forget(self, tag: str, entry: str) -> Holding | None:
-        entries = self.holdings.get(tag)
-        if entries is None:
-            return None
-        holding = entries.pop(entry, None)
-        if not entries:
-            del self.holdings[tag]
-        return holding
 
     def _lose_tickets(self) -> None:
         for entries in self.holdings.values():
@@ -364,7 +359,7 @@ class Desk:
                 holding.lose()
 
     def _turned(self, store: GateStore, worker: str, tag: str, entry: str, turn: Turn) -> None:
-        holding = self._holding(tag, entry)
+        holding = self.holdings.of(tag, entry)
         # A late word of a store that it waits in no more means a ticket that was given back.
         if worker != self.worker or holding is None or holding.where is not store:
             return

@@ -3,9 +3,13 @@
 A life is the server's run, and a mark that is set where there is none: an emptied store (FLUSHALL) has lost it. The
 database remembers the life. When it changes, money is not seeded before every worker had the time to declare what it
 holds: it looks every second, and declares at once. A store that was never seen before has nothing to lose.
+
+A cluster has one life: its masters' that are connected, each with a mark, and whose the slots are. A master that died,
+a replica that took its place, a slot that went to another: each is a new one.
 """
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -18,8 +22,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tidegate.admission.models import StoreEpoch
 from tidegate.admission.store import RENEW_EVERY_S
 from tidegate.storage.database import Database
-from tidegate.storage.pipeline import PipelinedRedis, StoreGone
-from tidegate.storage.redis import DEPLOYMENT_TAG, key
+from tidegate.storage.pipe import Pipe
+from tidegate.storage.pipeline import StoreGone
+from tidegate.storage.redis import key
 
 SETTLE_S = RENEW_EVERY_S + 1
 _NAME = "shared"
@@ -27,21 +32,26 @@ _NAME = "shared"
 Life = Callable[[], Awaitable[str]]
 
 
-def life_of(pipe: PipelinedRedis, prefix: str) -> Life:
+def life_of(pipe: Pipe, prefix: str) -> Life:
     """Asks Redis which life it is in. What it gives raises `StoreGone` and `ScriptError`."""
-    mark = key(prefix, DEPLOYMENT_TAG, "life")
 
     async def life() -> str:
-        run_id = pipe.run_id
-        if run_id is None:
+        runs, layout = pipe.runs(), pipe.layout
+        if not runs:
             raise StoreGone("not connected")
-        marked = pipe.send("SET", mark, secrets.token_hex(8), "NX")
-        marked.add_done_callback(looked_at)
-        found: bytes = await pipe.send("GET", mark)
-        await marked
-        return f"{run_id}@{found.decode()}"
+        marks = await asyncio.gather(*(_mark(pipe, key(prefix, tag, "life")) for tag in runs))
+        lives = sorted(f"{run_id}@{mark}" for run_id, mark in zip(runs.values(), marks, strict=True))
+        return lives[0] if not layout else hashlib.sha256("+".join((*lives, layout)).encode()).hexdigest()
 
     return life
+
+
+async def _mark(pipe: Pipe, name: str) -> str:
+    marked = pipe.send("SET", name, secrets.token_hex(8), "NX")
+    marked.add_done_callback(looked_at)
+    found: bytes = await pipe.send("GET", name)
+    await marked
+    return found.decode()
 
 
 def looked_at(answer: "asyncio.Future[Any]") -> None:

@@ -16,11 +16,12 @@
 -- true: the seeding leaves out what the sum holds. Numbers are doubles: what a step asks for is at most 2^53, and no sum
 -- of two is made where it could be more.
 -- A record: {items, seat, flow, size, weight}; an item: {check, taken, bucket, gone}; a check as `store.Check`.
--- ARGV: the step's name; a msgpack list of the worker, the server's run id, a test's clock (ms) or nil, and the step's
--- own arguments. What is answered is msgpack (`store.Reply`, `store.Presence`), a number, or 0 for an end like any other.
+-- ARGV: the step's name; a msgpack list of the worker, a test's clock (ms) or nil, and the step's own arguments; the
+-- server's run id. While a slot moves in a cluster, KEYS[1], which is no key of its own, sends every step to where the
+-- slot goes, and there each call may name one key. What is answered is msgpack (`store.Reply`, `store.Presence`), a number, or 0 for an end like any other.
 -- Only what a step needs is made in it: the rarer parts are functions that make theirs.
 local base, op, payload = KEYS[1], ARGV[1], cmsgpack.unpack(ARGV[2])
-local worker, run = payload[1], payload[2]
+local worker, run = payload[1], ARGV[3]
 local call, floor, max, min = redis.call, math.floor, math.max, math.min
 local LEASE, RENEW_AFTER, CLAIM, BUCKETS, ORPHAN, COUNTED = 15000, 1000, 2000, 60, 3600000, 600000
 local FIRST_RETRY, MOST_RETRY, NEVER = 1000, 60000, -1
@@ -30,7 +31,7 @@ local MOST, MOST_UNSETTLED = 9007199254740991, 50000
 local NAME, KIND, METER, AMOUNT, TAKE, REFUSES, ALERTS, WIDTH, STARTS, ENDS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 -- The server's clock; a test brings its own.
-local now = payload[3]
+local now = payload[2]
 if not now then
   local clock = call('TIME')
   now = tonumber(clock[1]) * 1000 + floor(tonumber(clock[2]) / 1000)
@@ -50,6 +51,10 @@ local asker = (op == 'claim' or op == 'seed' or op == 'place') and '' or worker
 local function step()
   local function keep(...)
     for _, key in ipairs({...}) do call('PEXPIRE', key, KEEP) end
+  end
+
+  local function unlink(...)
+    for _, key in ipairs({...}) do call('UNLINK', key) end
   end
 
   local function due_at(ms)
@@ -189,7 +194,7 @@ local function step()
       c.is_known = c.is_known and c.ends > 0 and c.ends <= check[STARTS]
       c.starts, c.ends, c.used, c.reserved, c.told, c.kept, c.is_window = check[STARTS], check[ENDS], 0, 0, 0, 0, true
       c.seen_since, c.dropped = 0, 0
-      call('UNLINK', c.key, base .. ':p:' .. check[NAME], base .. ':pz:' .. check[NAME])
+      unlink(c.key, base .. ':p:' .. check[NAME], base .. ':pz:' .. check[NAME])
       call('HSET', c.key, 'a', c.starts, 'z', c.ends, 'x', 0, 'k', c.is_known and era or '')
       write(c, true)
       if c.ends > 0 then call('PEXPIREAT', c.key, c.ends * 1000 + DAY) end
@@ -314,7 +319,7 @@ local function step()
         call('HDEL', base .. ':r', flow)
       end
       if waiting == 0 then
-        call('DEL', base .. ':f', base .. ':q', base .. ':r')
+        unlink(base .. ':f', base .. ':q', base .. ':r')
         virtual = 0
       end
     end
@@ -592,7 +597,9 @@ local function step()
       return queue().join(entry, seat, record)
     end
 
-    local function take(entry, checks, seat)
+    -- `takes` is what is taken of each check, where that is not what they say.
+    local function take(entry, checks, seat, takes)
+      for i, n in ipairs(takes or {}) do checks[i][TAKE] = n end
       local known = call('HMGET', mine, entry, '')
       renew(known[2])
       if known[1] then
@@ -755,7 +762,7 @@ local function step()
         end
       end
       calendar().note_counted(name, seen)
-      call('UNLINK', amounts, ends)
+      unlink(amounts, ends)
       c.used, c.told, c.seen_since, c.dropped = used, 0, seen_since, 0
       call('HSET', c.key, 'k', era, 'x', 0, 'y', seen_since, 'b', 0)
       calendar().write(c, true)
@@ -878,11 +885,11 @@ local function step()
 
   local reply
   if op == 'take' then
-    reply = taking().take(payload[4], payload[5], payload[6])
+    reply = taking().take(payload[3], payload[4], payload[5], payload[6])
   elseif op == 'release' then
-    reply = ended_answer(ending().ended(payload[4], payload[5], payload[6]))
+    reply = ended_answer(ending().ended(payload[3], payload[4], payload[5]))
   else
-    reply = others()[op](unpack(payload, 4, 10))
+    reply = others()[op](unpack(payload, 3, 9))
   end
 
   local changed = {}

@@ -49,7 +49,7 @@ class Admitted:
     """A request that was let in: what it took, until its context is left.
 
     `headers` tell its limits, `entry` names it in the store. `spent` is what is given back at exit: `came_to` sets it
-    where an upstream was reached.
+    where an upstream was reached. `topped_up` is what was reserved of money on the way, in nano-USD.
     """
 
     __slots__ = (
@@ -63,12 +63,14 @@ class Admitted:
         "headers",
         "limits",
         "spent",
+        "topped_up",
     )
 
     def __init__(self, steps: Steps, ask: CallerAsk, limits: WorkspaceLimits) -> None:
         self.headers: dict[str, str] = {}
         self.limits = limits
         self.spent = UNDO
+        self.topped_up = 0
         self._steps = steps
         self._ask = ask
         self.entry = ask.entry_id.hex
@@ -132,6 +134,7 @@ class Admitted:
                 # Left as it is: asked for once, refused once; the stream goes on, and what it came to is counted.
                 return
         self._reserved_output += self._ask.more.tokens
+        self.topped_up += more.cost
         self._top_up = None
 
 

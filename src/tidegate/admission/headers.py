@@ -7,6 +7,7 @@ OpenAI's "Rate limits in headers". Money is in none of them: what a workspace ma
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -109,6 +110,24 @@ def limit_headers(
 ) -> dict[str, str]:
     """`HeaderForm.told`, for limits that are told of once."""
     return HeaderForm(matched, checks).told(used, now_ms)
+
+
+def rate_headers(label: str, amount: int, remaining: int, window_s: int, reset_s: int) -> dict[str, str]:
+    """The draft's two fields for one sliding rate that is no row.
+
+    >>> rate_headers("key-calls", 600, 599, 60, 60)
+    {'RateLimit-Policy': '"key-calls";q=600;w=60', 'RateLimit': '"key-calls";r=599;t=60'}
+    """
+    return {
+        "RateLimit-Policy": f'"{label}";q={amount};w={window_s}',
+        "RateLimit": f'"{label}";r={max(0, remaining)};t={reset_s}',
+    }
+
+
+def openai_headers(meter: Literal["requests", "tokens"], amount: int, remaining: int, reset_s: int) -> dict[str, str]:
+    """OpenAI's three fields for one limit."""
+    limit, left, reset = _OPENAI[meter]
+    return {limit: str(amount), left: str(max(0, remaining)), reset: duration(reset_s)}
 
 
 def duration(seconds: float) -> str:

@@ -1,12 +1,18 @@
 """What a worker holds in a tag, as its desk knows it: an entry that was taken, and one that ended unheard."""
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
 from tidegate.admission.store import Asked, Check, GateStore, Reply, Spent, more_of
+from tidegate.telemetry.logging import get_logger
+
+MOST_ENDED = 100_000
+
+log = get_logger(__name__)
 
 # What became of a ticket: its slot is held, is granted and to be claimed, or is lost with its store or its time.
 Turn = Literal["held", "granted", "lost"]
@@ -47,6 +53,32 @@ class Holding(msgspec.Struct, eq=False):
         )
 
 
+class Holdings(dict[str, dict[str, Holding]]):
+    """What a worker holds, by tag and entry. A tag of which it holds nothing is not there."""
+
+    __slots__ = ()
+
+    def of(self, tag: str, entry: str) -> Holding | None:
+        entries = self.get(tag)
+        return None if entries is None else entries.get(entry)
+
+    def hold(self, tag: str, entry: str, holding: Holding) -> None:
+        entries = self.get(tag)
+        if entries is None:
+            entries = self[tag] = {}
+        entries[entry] = holding
+
+    def forget(self, tag: str, entry: str) -> Holding | None:
+        """Returns what was held, None where nothing was."""
+        entries = self.get(tag)
+        if entries is None:
+            return None
+        holding = entries.pop(entry, None)
+        if not entries:
+            del self[tag]
+        return holding
+
+
 def topped_up(asked: Asked, more: Spent) -> Asked:
     """What was asked for, with what was added to it since."""
     checks = tuple(
@@ -64,3 +96,35 @@ class Ended:
 
     spent: Spent
     checks: tuple[Check, ...]
+
+
+class Ends:
+    """Entries that ended and that the shared store is still to be told of, by tag. Of too many in a tag, those that
+    ended first are forgotten: `forgotten` counts them.
+    """
+
+    def __init__(self) -> None:
+        self.by_tag: dict[str, dict[str, Ended]] = {}
+        self.forgotten = 0
+
+    def note(self, tag: str, entry: str, end: Ended) -> Ended:
+        """Returns it with the time of its end."""
+        if not end.spent.ended_ms:
+            end = Ended(msgspec.structs.replace(end.spent, ended_ms=int(time.time() * 1000)), end.checks)
+        ended = self.by_tag.setdefault(tag, {})
+        ended[entry] = end
+        if len(ended) > MOST_ENDED:
+            del ended[next(iter(ended))]
+            self.forgotten += 1
+            if self.forgotten == 1:
+                log.warning("gate_ends_forgotten", tag=tag, reason=f"more than {MOST_ENDED} ended while Redis was away")
+        return end
+
+    def forget(self, tag: str, ended: dict[str, Ended]) -> None:
+        """The shared store is being told of these; of one that ended anew since, it is to be told again."""
+        known = self.by_tag.get(tag, {})
+        for entry, end in ended.items():
+            if known.get(entry) is end:
+                del known[entry]
+        if not known:
+            self.by_tag.pop(tag, None)

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass, field
 
-import msgspec
-
-from tidegate.admission.counters import UNSUITED, Calendar, Counter, Taken, new_counter
-from tidegate.admission.fair_queue import Ticket
+from tidegate.admission.bound import Bound, Hold, alerted, alerts_of_spent
+from tidegate.admission.counters import Calendar, Counter, Ending, Taken, new_counter
 from tidegate.admission.seats import Seats
 from tidegate.admission.store import (
     LEASE_MS,
@@ -13,13 +11,15 @@ from tidegate.admission.store import (
     UNDO,
     Alert,
     Check,
+    Checks,
     Grant,
     Held,
     Presence,
     Reply,
     SeatState,
     Spent,
-    amounts_of,
+    countable,
+    pick_by_meter,
     room_of,
 )
 
@@ -31,24 +31,20 @@ RENEW_AFTER_MS = 1_000
 TIDY_EVERY_MS = 60_000
 
 
-class Hold(msgspec.Struct, gc=False):
-    """What an entry has: of each counter, and of the seats."""
-
-    taken: list[Taken]
-    ticket: Ticket | None = None
-
-
 @dataclass(slots=True)
 class TagState:
     """`due_ms` is when something may be due: a lease's end, a grant that nobody claimed, an orphan, tidying.
 
     These and the pace of the slots are by `steady_ms`, a clock that no one sets, as this step found it. Calendars and
     what slides are by the wall clock, which the steps are given as `now`. Without leases (`is_leased`) no worker dies.
+    `layout` is another object once a counter was put away, was replaced, or began another window: what was bound to
+    counters before is to be bound again.
     """
 
     due_ms: int = 0
     steady_ms: int = 0
     is_leased: bool = True
+    layout: object = field(default_factory=object)
     counters: dict[str, Counter] = field(default_factory=dict)
     leases: dict[str, int] = field(default_factory=dict)
     holds: dict[str, dict[str, Hold]] = field(default_factory=dict)
@@ -90,9 +86,10 @@ def look_what_is_due(state: TagState, now: int) -> None:
     for entry in [entry for entry, (_, until) in state.orphans.items() if until <= steady]:
         for one in state.orphans.pop(entry)[0]:
             if (counter := same_counter(state, one.check)) is not None:
-                counter.end(entry, one, one.n, now)
+                counter.end(one.n, one.at_ms, one.n, Ending(entry, now))
     for name in [name for name, counter in state.counters.items() if counter.is_idle(now)]:
         del state.counters[name]
+        state.layout = object()
     dues = [steady + TIDY_EVERY_MS, *state.leases.values(), *(until for _, until in state.orphans.values())]
     overdue_ms = state.seats.next_overdue_ms()
     state.due_ms = min(dues if overdue_ms is None else [*dues, overdue_ms])
@@ -103,6 +100,8 @@ def counter_of(state: TagState, check: Check) -> Counter:
     counter = state.counters.get(check.counter)
     if counter is not None and counter.suits(check):
         return counter
+    if counter is not None:
+        state.layout = object()
     if isinstance(counter, Calendar) and check.kind == "calendar":
         counter.roll(check)
     else:
@@ -127,41 +126,32 @@ def _is_now(check: Check, now: int) -> bool:
     return check.kind != "calendar" or not check.ends or check.starts <= now // 1000 < check.ends
 
 
-def judged(state: TagState, checks: tuple[Check, ...], now: int) -> tuple[list[Counter], list[int], Reply | None]:
-    """The checks' counters, what they come to with what is asked for, and why that cannot be taken, None where it can.
-
-    Of several that refuse, the one that lasts longest.
-    """
+def bound_to(state: TagState, checks: tuple[Check, ...], now: int) -> Bound | None:
+    """The checks with their counters. None where one's window is not the one of now."""
+    kept = checks.bound if isinstance(checks, Checks) else None
+    if isinstance(kept, Bound) and kept.layout is state.layout and kept.from_ms <= now < kept.until_ms:
+        return kept
     counters: list[Counter] = []
-    used: list[int] = []
-    known = state.counters
-    is_known, is_over = True, False
     for check in checks:
-        if check.ends and not _is_now(check, now):
-            return counters, used, Reply(said="clock", now_ms=now)
-        counter = known.get(check.counter)
-        value = UNSUITED if counter is None else counter.stand(check, now)
-        if counter is None or value == UNSUITED:
-            counter = counter_of(state, check)
-            value = counter.stand(check, now)
-        counters.append(counter)
-        if value < 0:
-            is_known = False
-        value += check.take
-        used.append(value)
-        if value > (check.amount if check.refuses else MOST):
-            is_over = True
-    if not is_known:
-        unseeded = tuple(at for at, counter in enumerate(counters) if not counter.is_known)
-        return counters, used, Reply(said="unseeded", now_ms=now, unseeded=unseeded)
-    return counters, used, _refusal(checks, counters, now) if is_over else None
+        if not _is_now(check, now):
+            return None
+        counters.append(counter_of(state, check))
+    bound = Bound.of(state.layout, checks, counters)
+    if isinstance(checks, Checks):
+        checks.bound = bound
+    return bound
 
 
-def _refusal(checks: tuple[Check, ...], counters: list[Counter], now: int) -> Reply:
+def refusal_of(bound: Bound, takes: tuple[int, ...], now: int) -> Reply:
+    """Why nothing was taken. Of several that refuse, the one that lasts longest."""
+    counters, checks = bound.counters, bound.checks
+    unseeded = tuple(at for at, counter in enumerate(counters) if not counter.is_known)
+    if unseeded:
+        return Reply(said="unseeded", now_ms=now, unseeded=unseeded)
     values = tuple(counter.value(now) for counter in counters)
     worst, worst_ms = -1, 0
     for at, check in enumerate(checks):
-        over = values[at] + check.take - room_of(check)
+        over = values[at] + takes[at] - room_of(check)
         if over > 0:
             room_ms = counters[at].room_in_ms(now, over)
             if worst < 0 or (worst_ms >= 0 and (room_ms < 0 or room_ms > worst_ms)):
@@ -176,7 +166,7 @@ def _refusal(checks: tuple[Check, ...], counters: list[Counter], now: int) -> Re
 def taken_reply(state: TagState, hold: Hold, now: int, grants: tuple[Grant, ...]) -> Reply:
     used: list[int] = []
     alerts: list[Alert] = []
-    for one in hold.taken:
+    for one in hold.each():
         check, counter = one.check, same_counter(state, one.check)
         value = 0 if counter is None else counter.value(now)
         used.append(value)
@@ -194,14 +184,6 @@ def taken_reply(state: TagState, hold: Hold, now: int, grants: tuple[Grant, ...]
     )
 
 
-def alerted(check: Check, counter: Counter, value: int, now: int) -> tuple[Alert, ...]:
-    """What is to be told of a counter. A limit that only watches tells of what is asked for; a budget, of what is
-    spent.
-    """
-    level = counter.passed(check.amount, value, now)
-    return (Alert(check.counter, level, value, check.amount),) if level else ()
-
-
 def ended(
     state: TagState, worker: str, entry: str, spent: Spent, now: int, *, checks: tuple[Check, ...] = ()
 ) -> tuple[Alert, ...]:
@@ -211,8 +193,10 @@ def ended(
     if hold is not None:
         if hold.ticket is not None:
             state.seats.leave(hold.ticket, state.steady_ms, is_pace=not spent.undo)
-        return _end(state, entry, hold.taken, spent, now)
+        return end_hold(state, entry, hold, spent, now)
     orphan = state.orphans.pop(entry, None) if state.orphans else None
+    if orphan is None and not checks:
+        return ()
     return _end(state, entry, _unknown(state, checks, now) if orphan is None else orphan[0], spent, now)
 
 
@@ -224,7 +208,7 @@ def recovered(
         if of != worker and (hold := entries.pop(entry, None)) is not None:
             if hold.ticket is not None:
                 state.seats.leave(hold.ticket, state.steady_ms, is_pace=False)
-            return _end(state, entry, hold.taken, spent, now)
+            return end_hold(state, entry, hold, spent, now)
     return ended(state, worker, entry, spent, now, checks=checks)
 
 
@@ -236,21 +220,27 @@ def _unknown(state: TagState, checks: tuple[Check, ...], now: int) -> list[Taken
     return [Taken(check, 0) for check in known]
 
 
+def end_hold(state: TagState, entry: str, hold: Hold, spent: Spent, now: int) -> tuple[Alert, ...]:
+    """Gives back what a hold has of the counters."""
+    bound = hold.bound
+    if bound is not None and bound.layout is state.layout:
+        spent = countable(spent)
+        return bound.end(hold.takes, hold.at_ms, spent, Ending(entry, now, spent.ended_ms))
+    return _end(state, entry, hold.each(), spent, now) if bound is not None or hold.items else ()
+
+
 def _end(state: TagState, entry: str, taken: list[Taken], spent: Spent, now: int) -> tuple[Alert, ...]:
     alerts: tuple[Alert, ...] = ()
-    if not taken:
-        return alerts
-    known, amounts = state.counters, None if spent.undo else amounts_of(spent)
-    came_to = None
-    for one in taken:
-        check = one.check
-        counter = known.get(check.counter)
-        if counter is None or not counter.suits(check):
+    spent = countable(spent)
+    amounts = pick_by_meter([one.check for one in taken])((1, spent.tokens, spent.cost, 0))
+    ending = Ending(entry, now, spent.ended_ms)
+    for one, amount in zip(taken, amounts, strict=True):
+        counter = same_counter(state, one.check)
+        if counter is None:
             continue
-        if amounts is not None:
-            came_to = amounts.get(check.meter, 0)
-        if counter.end(entry, one, came_to, now, spent.ended_ms) and check.alerts and isinstance(counter, Calendar):
-            alerts += alerted(check, counter, counter.used, now)
+        came_to = None if spent.undo else max(0, amount - one.gone)
+        if counter.end(one.n, one.at_ms, came_to, ending) and one.check.alerts:
+            alerts += alerts_of_spent(one.check, counter, now)
     return alerts
 
 
@@ -260,16 +250,16 @@ def _orphan(state: TagState, entry: str, hold: Hold, now: int) -> None:
     if hold.ticket is not None:
         state.seats.leave(hold.ticket, state.steady_ms, is_pace=False)
     if not has_begun:
-        _end(state, entry, hold.taken, UNDO, now)
+        end_hold(state, entry, hold, UNDO, now)
         return
     money = []
-    for one in hold.taken:
+    for one in hold.each():
         counter = same_counter(state, one.check)
         is_counted = isinstance(counter, Calendar) and counter.has_counted(entry, now)
         if one.check.kind == "calendar" and not is_counted:
             money.append(one)
         elif counter is not None and one.check.kind != "sliding":
-            counter.end(entry, one, None, now)
+            counter.end(one.n, one.at_ms, None, Ending(entry, now))
     if money:
         state.orphans[entry] = (money, state.steady_ms + ORPHAN_MS)
 
@@ -279,15 +269,16 @@ def held_anyway(state: TagState, worker: str, one: Held, now: int) -> Hold:
     orphan = state.orphans.pop(one.entry, None)
     if orphan is not None:
         _end(state, one.entry, orphan[0], UNDO, now)
-    hold = Hold([])
+    items: list[Taken] = []
     for check in one.checks:
         n = 0
         # What slides was taken some time ago, in a window of which nothing is known here.
         if check.kind != "sliding" and _is_now(check, now):
             counter = counter_of(state, check)
             n = max(0, min(check.take, MOST - counter.value(now)))
-            counter.take(n, now)
-        hold.taken.append(Taken(check, n))
+            counter.hold_anyway(n)
+        items.append(Taken(check, n))
+    hold = Hold(items=items)
     if one.seat is not None:
         hold.ticket = state.seats.sit_anyway(worker, one.entry, one.seat)
     return hold

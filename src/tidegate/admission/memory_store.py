@@ -14,20 +14,21 @@ from itertools import islice
 
 import msgspec
 
-from tidegate.admission.counters import Calendar, Counter, Taken
+from tidegate.admission.bound import Hold
+from tidegate.admission.counters import Calendar
 from tidegate.admission.memory_state import (
     TIDY_EVERY_MS,
-    Hold,
     TagState,
-    alerted,
+    bound_to,
     counter_for_more,
     counter_of,
+    end_hold,
     ended,
     held_anyway,
-    judged,
     look_what_is_due,
     presence_of,
     recovered,
+    refusal_of,
     seated_anyway,
     taken_reply,
 )
@@ -44,9 +45,8 @@ from tidegate.admission.store import (
     SeatState,
     Seeding,
     Spent,
-    askable,
     askable_more,
-    countable,
+    askable_takes,
     countable_checks,
     countable_held,
     countable_seeding,
@@ -54,7 +54,10 @@ from tidegate.admission.store import (
     room_of,
 )
 
+_NO_GRANTS: tuple[Grant, ...] = ()
+
 Told = Callable[[str, str, str], None]
+Alerted = Callable[[str, tuple[Alert, ...]], None]
 
 
 def wall_clock_ms() -> int:
@@ -69,8 +72,13 @@ def nobody(worker: str, tag: str, entry: str) -> None:
     """Hears of no grant."""
 
 
+def unheard(tag: str, alerts: tuple[Alert, ...]) -> None:
+    """Hears of no alert."""
+
+
 class MemoryStore:
-    """Implements `GateStore`. `told` hears of every slot that was granted from the queue: (worker, tag, entry).
+    """Implements `GateStore`. `told` hears of every slot that was granted from the queue: (worker, tag, entry), and
+    `alerted` of what steps and ends set off: (tag, alerts).
 
     A test that brings a `clock_ms` brings it for leases too, unless it brings a `steady_ms`. Without `leases` nobody
     dies, and who is granted a slot holds it: for a store of one worker.
@@ -81,12 +89,14 @@ class MemoryStore:
         clock_ms: Callable[[], int] | None = None,
         told: Told = nobody,
         *,
+        alerted: Alerted = unheard,
         steady_ms: Callable[[], int] | None = None,
         leases: bool = True,
     ) -> None:
         self._clock_ms = clock_ms or wall_clock_ms
         self._steady_ms = steady_ms or clock_ms or steady_clock_ms
         self._told = told
+        self._alerted = alerted
         self._leases = leases
         self._tags: dict[str, TagState] = {}
 
@@ -95,46 +105,47 @@ class MemoryStore:
 
     def taken(self, tag: str, worker: str, asked: Asked) -> Reply:
         """`take`, at once."""
-        asked = askable(asked)
         state, now = self._step(tag)
         if state.is_leased:
             state.renew(worker)
         entry = asked.entry
-        grants: tuple[Grant, ...] = ()
-        hold = state.hold_of(worker, entry)
-        if hold is not None:
-            grants = self._grant(tag, state, worker)
-            return taken_reply(state, hold, now, grants)
+        entries = state.holds.get(worker)
+        if entries is not None and (hold := entries.get(entry)) is not None:
+            return self._told_of(tag, taken_reply(state, hold, now, self._grant(tag, state, worker)))
+        hold, grants = Hold(), _NO_GRANTS
+        used: Sequence[int] = ()
         checks = asked.checks
-        counters: list[Counter] = []
-        used: list[int] = []
         if checks:
-            counters, used, refusal = judged(state, checks, now)
-            if refusal is not None:
+            bound, takes = bound_to(state, checks, now), askable_takes(asked)
+            taken = None if bound is None else bound.take(takes, now)
+            if bound is None or taken is None:
+                refusal = Reply(said="clock", now_ms=now) if bound is None else refusal_of(bound, takes, now)
                 grants = self._grant(tag, state, worker)
-                return msgspec.structs.replace(refusal, grants=grants) if grants else refusal
-        hold = Hold([])
+                return self._told_of(tag, msgspec.structs.replace(refusal, grants=grants) if grants else refusal)
+            hold.bound, hold.takes, hold.at_ms, used = bound, takes, now, taken
+        seated: SeatState = "none"
         if asked.seat is not None:
             grants = self._resized(tag, state, worker, asked.seat)
-            hold.ticket = state.seats.sit(worker, entry, asked.seat, state.steady_ms)
-            if hold.ticket is None:
+            ticket = hold.ticket = state.seats.sit(worker, entry, asked.seat, state.steady_ms)
+            if ticket is None:
+                end_hold(state, entry, hold, UNDO, now)
                 return Reply(said="full", now_ms=now, retry_ms=state.seats.retry_ms(), grants=grants)
-        alerts: tuple[Alert, ...] = ()
-        if checks:
-            taken = hold.taken
-            for check, counter, value in zip(checks, counters, used, strict=True):
-                n = check.take
-                taken.append(Taken(check, n, counter.take(n, now)))
-                if value > check.amount and check.alerts:
-                    alerts += alerted(check, counter, value, now)
-        entries = state.holds.get(worker)
+            seated = ticket.state
         if entries is None:
             entries = state.holds[worker] = {}
         entries[entry] = hold
+        alerts: tuple[Alert, ...] = ()
+        if hold.bound is not None and hold.bound.watching:
+            alerts = hold.bound.alerts(used, now)
+            if alerts:
+                self._alerted(tag, alerts)
+        retry_ms = 0
         if state.seats.queue.length:
             grants += self._grant(tag, state, worker)
-        seated: SeatState = "none" if hold.ticket is None else hold.ticket.state
-        retry_ms = state.seats.retry_ms() if seated == "queued" else 0
+            if hold.ticket is not None:
+                seated = hold.ticket.state
+            if seated == "queued":
+                retry_ms = state.seats.retry_ms()
         return Reply(
             said="taken", now_ms=now, seat=seated, retry_ms=retry_ms, used=tuple(used), alerts=alerts, grants=grants
         )
@@ -148,7 +159,7 @@ class MemoryStore:
             return Reply(said="gone", now_ms=now, grants=grants)
         wanted = [
             (at, one, counter, n)
-            for at, one in enumerate(hold.taken)
+            for at, one in enumerate(hold.each())
             if (n := more_of(more, one.check.meter)) and (counter := counter_for_more(state, one.check)) is not None
         ]
         for at, one, counter, n in wanted:
@@ -158,7 +169,7 @@ class MemoryStore:
                 return Reply(said="refused", now_ms=now, at=at, retry_ms=room_ms, grants=grants)
         for _, one, counter, n in wanted:
             counter.more(one, n, now)
-        return taken_reply(state, hold, now, grants)
+        return self._told_of(tag, taken_reply(state, hold, now, grants))
 
     def release(self, tag: str, worker: str, entry: str, spent: Spent, checks: tuple[Check, ...] = ()) -> None:
         self.released(tag, worker, entry, spent, checks)
@@ -168,7 +179,9 @@ class MemoryStore:
     ) -> tuple[Alert, ...]:
         """`release`, with the alerts that it set off."""
         state, now = self._step(tag)
-        alerts = ended(state, worker, entry, countable(spent), now, checks=checks and countable_checks(checks))
+        alerts = ended(state, worker, entry, spent, now, checks=checks and countable_checks(checks))
+        if alerts:
+            self._alerted(tag, alerts)
         if state.seats.queue.length:
             self._grant(tag, state, worker)
         return alerts
@@ -181,7 +194,9 @@ class MemoryStore:
     ) -> tuple[Alert, ...]:
         """`recover`, with the alerts that it set off."""
         state, now = self._step(tag)
-        alerts = recovered(state, worker, entry, countable(spent), now, checks=countable_checks(checks))
+        alerts = recovered(state, worker, entry, spent, now, checks=countable_checks(checks))
+        if alerts:
+            self._alerted(tag, alerts)
         self._grant(tag, state, worker)
         return alerts
 
@@ -244,6 +259,11 @@ class MemoryStore:
     def in_use(self, tag: str) -> int:
         """Slots of a tag that are held or granted."""
         return self._tags[tag].seats.in_use if tag in self._tags else 0
+
+    def _told_of(self, tag: str, reply: Reply) -> Reply:
+        if reply.alerts:
+            self._alerted(tag, reply.alerts)
+        return reply
 
     def _step(self, tag: str) -> tuple[TagState, int]:
         """A tag's state, rid of workers that are dead and of grants that nobody claimed."""

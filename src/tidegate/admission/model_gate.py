@@ -4,9 +4,12 @@ The gate is a Unix socket in the data directory. A worker connects, asks, and wa
 is holding the slot; closing it gives it back, and the kernel closes it for a worker that dies. Where to call and with
 what key comes with the grant: it is in no file, and it is right after every restart of the model.
 
-What goes over the socket is one JSON object a line: an `Ask` from the worker, then `Told` from the gate.
+What goes over the socket is one JSON object a line: an `Ask` from the worker, then `Told` from the gate; while it waits
+the worker may ask for its place. Limits of scope `upstream` are judged where every upstream's are, in the gate's store,
+before a slot is asked for.
 """
 
+import asyncio
 import os
 import socket
 import sys
@@ -14,36 +17,55 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import anyio
 import msgspec
 
 from tidegate.admission.slots import Lease, SlotAsk, no_slot_in_time, queue_is_full
+from tidegate.admission.steps import Steps
+from tidegate.admission.store import MOST, UNDO
 from tidegate.errors import Unavailable
+from tidegate.storage.redis import upstream_tag
 
 SOCKET_NAME = "model.sock"
 # What `sun_path` holds beside its closing NUL: 108 bytes on Linux, 104 on macOS.
 LONGEST_ADDRESS = 107 if sys.platform == "linux" else 103
 _STATUS_WITHIN_S = 1.0
+_PLACE_WITHIN_S = 0.5
 _BACKLOG_PAUSE_S = 0.01
 _LONGEST_LINE = 4096
 
 
-class Ask(msgspec.Struct, frozen=True):
-    """A worker's one line. `wait` false: only a slot that is free now."""
+_Weighed = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 
-    ask: Literal["slot", "status"]
-    wait: bool = True
+
+class Ask(msgspec.Struct, frozen=True):
+    """A worker's line. `queue_length` is how many may wait, over all workers: with 0 only a slot that is free now.
+
+    `flow` is whose turn it is when several wait, `weight` their share, `size` what the request weighs, in tokens.
+    `place` is said by one who waits, and answered by `Told.place`.
+    """
+
+    ask: Literal["slot", "status", "place"]
+    queue_length: int = MOST
+    flow: str = ""
+    weight: _Weighed = 1
+    size: _Weighed = 1
 
 
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line of the gate: how it stands (`status`), a grant (`base_url`, `api_key`, `slot`), or its own state."""
+    """A line of the gate: how it stands (`status`), a grant (`base_url`, `api_key`, `slot`), or its own state.
+
+    `place` is one's own in the queue, 1 is next; `retry_ms` when the queue may have been served.
+    """
 
     status: Literal["waiting", "loading", "busy"] | None = None
     base_url: str | None = None
     api_key: str | None = None
     slot: int | None = None
+    place: int = 0
+    retry_ms: int = 1000
     ready: bool | None = None
     in_use: int = 0
     waiting: int = 0
@@ -63,19 +85,33 @@ class ModelStatus(msgspec.Struct, frozen=True):
 
 
 class ModelGate:
-    """Implements `Slots` for the local model.
+    """Implements `Slots` for the local model. `steps` judge the upstream's own limits, which need them.
 
     >>> gate = ModelGate(data_dir / SOCKET_NAME, upstream="local", queue_length=1000, queue_deadline_s=10)
     >>> async with gate.hold(entry_id, deadline_s=None) as lease: ...
     """
 
-    def __init__(self, socket_path: Path, *, upstream: str, queue_length: int, queue_deadline_s: float) -> None:
+    def __init__(
+        self,
+        socket_path: Path,
+        *,
+        upstream: str,
+        queue_length: int,
+        queue_deadline_s: float,
+        steps: Steps | None = None,
+    ) -> None:
         self._path = socket_path
         self._upstream = upstream
         self._queue_length = queue_length
         self._queue_deadline_s = queue_deadline_s
+        self._steps = steps
         self._in_use = 0
         self._waiting = 0
+
+    def resize(self, *, queue_length: int, queue_deadline_s: float) -> None:
+        """The queue from now on. How many slots there are is the model's own to say."""
+        self._queue_length = queue_length
+        self._queue_deadline_s = queue_deadline_s
 
     @property
     def in_use(self) -> int:
@@ -86,19 +122,20 @@ class ModelGate:
         return self._waiting
 
     @asynccontextmanager
-    async def hold(self, ask: SlotAsk, *, deadline_s: float | None) -> AsyncIterator[Lease]:  # noqa: ARG002 - of the protocol
-        began = time.perf_counter()
-        try:
-            connection = socket.socket(socket.AF_UNIX)
-        except OSError as error:
-            raise self._unavailable(f"cannot be asked: {error.strerror}") from None
-        with connection:
-            grant = await self._turn(connection, self._queue_deadline_s if deadline_s is None else deadline_s)
-            self._in_use += 1
+    async def hold(self, ask: SlotAsk, *, deadline_s: float | None) -> AsyncIterator[Lease]:
+        async with self._limited(ask):
+            began = time.perf_counter()
             try:
-                yield Lease(self._upstream, time.perf_counter() - began, grant.base_url, grant.api_key)
-            finally:
-                self._in_use -= 1
+                connection = socket.socket(socket.AF_UNIX)
+            except OSError as error:
+                raise self._unavailable(f"cannot be asked: {error.strerror}") from None
+            with connection:
+                grant = await self._turn(connection, ask, self._queue_deadline_s if deadline_s is None else deadline_s)
+                self._in_use += 1
+                try:
+                    yield Lease(self._upstream, time.perf_counter() - began, grant.base_url, grant.api_key)
+                finally:
+                    self._in_use -= 1
 
     async def status(self) -> ModelStatus | None:
         """The gate's state; None where nothing says it within a second."""
@@ -109,34 +146,54 @@ class ModelGate:
         with connection, anyio.move_on_after(_STATUS_WITHIN_S):
             try:
                 await self._connect(connection, Ask("status"))
-                told = await _Lines(connection).next()
+                told = await _Talk(connection).next()
             except Unavailable:
                 return None
             return ModelStatus(bool(told.ready), told.in_use, told.waiting)
         return None
 
-    async def _turn(self, connection: socket.socket, deadline_s: float) -> Told:
+    @asynccontextmanager
+    async def _limited(self, ask: SlotAsk) -> AsyncIterator[None]:
+        """Takes what the upstream's own limits ask for, and counts at the end what the attempt came to."""
+        if not ask.limits:
+            yield
+            return
+        assert self._steps is not None, "a gate without steps judges no limits"
+        tag, entry = upstream_tag(self._upstream), f"{ask.entry_id.hex}.{ask.n}"
+        spent = UNDO
+        try:
+            await self._steps.take(tag, entry, ask.limits, ask.reserve)
+            try:
+                yield
+            finally:
+                spent = ask.spent()
+        finally:
+            self._steps.desk.release(tag, entry, spent)
+
+    async def _turn(self, connection: socket.socket, ask: SlotAsk, deadline_s: float) -> Told:
         """The grant. Raises `Overloaded` or `Unavailable`."""
-        may_wait = self._waiting < self._queue_length
-        told = Told()
-        self._waiting += may_wait
+        size, weight = (max(1, min(n, MOST)) for n in (ask.reserve.tokens, ask.weight))
+        wish = Ask("slot", self._queue_length, ask.flow, weight, size)
+        told, talk = Told(), _Talk(connection)
+        self._waiting += 1
         try:
             with anyio.move_on_after(deadline_s):
-                await self._connect(connection, Ask("slot", wait=may_wait))
-                lines = _Lines(connection)
+                await self._connect(connection, wish)
+                ask.place = talk.place
                 while told.base_url is None and told.status != "busy":
-                    told = await lines.next()
+                    told = await talk.next()
         except Unavailable:
             raise self._unavailable("is not running") from None
         finally:
-            self._waiting -= may_wait
+            ask.place = None
+            self._waiting -= 1
         if told.base_url is not None:
             return told
         if told.status == "loading":
             raise self._unavailable("is still being loaded")
         if told.status == "busy":
-            raise queue_is_full(self._upstream, self._queue_length)
-        raise no_slot_in_time(self._upstream, deadline_s)
+            raise queue_is_full(self._upstream, self._queue_length, told.retry_ms)
+        raise no_slot_in_time(self._upstream, deadline_s, told.retry_ms)
 
     async def _connect(self, connection: socket.socket, ask: Ask) -> None:
         """Asks the gate. Raises `Unavailable` where nothing listens."""
@@ -179,14 +236,38 @@ def short_address(path: Path) -> Iterator[str]:
         os.close(directory)
 
 
-class _Lines:
-    """The gate's lines on one connection. A line that is none, and the gate's end, are `Unavailable`."""
+class _Talk:
+    """The gate's lines on one connection. A line that is none, and the gate's end, are `Unavailable`.
+
+    Somebody reads them, one after the other, until the grant; meanwhile others may ask for the place.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = b""
+        self._placed = asyncio.Event()
+        self._place = 0
+
+    async def place(self) -> int:
+        """The place in the queue, 0 where it is not known."""
+        self._placed.clear()
+        try:
+            self._connection.send(msgspec.json.encode(Ask("place")) + b"\n")
+            async with asyncio.timeout(_PLACE_WITHIN_S):
+                await self._placed.wait()
+        except OSError:
+            # Also its time-out, and what the kernel does not take at once.
+            return 0
+        return self._place
 
     async def next(self) -> Told:
+        told = await self._read()
+        if told.place:
+            self._place = told.place
+            self._placed.set()
+        return told
+
+    async def _read(self) -> Told:
         while b"\n" not in self._buffer:
             await anyio.wait_readable(self._connection)
             try:

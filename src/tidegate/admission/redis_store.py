@@ -1,8 +1,9 @@
 """The gate's store in Redis: one script, one round trip a step, shared by all workers.
 
 The script is `gate.lua`. Its clock is the server's; its arguments and answers are MessagePack. The server's run id goes
-with every step: a tag that was written under another one (Redis was restarted, emptied, or restored from a snapshot)
-is begun anew, its money seeded from the ledger, and its slots declared by those who hold them.
+with every step: a tag that was written under another one (Redis was restarted, emptied, or restored from a snapshot; in
+a cluster the tag's slot has another master) is begun anew, its money seeded from the ledger, and its slots declared by
+those who hold them.
 
 Who stops waiting for an answer does not stop the step: what it granted to others of this worker is told all the same.
 """
@@ -19,6 +20,7 @@ from tidegate.admission.store import (
     Alert,
     Asked,
     Check,
+    Checks,
     Held,
     Presence,
     Reply,
@@ -26,12 +28,15 @@ from tidegate.admission.store import (
     Spent,
     askable,
     askable_more,
+    askable_seat,
+    askable_takes,
     countable,
     countable_checks,
     countable_held,
     countable_seeding,
 )
-from tidegate.storage.pipeline import PipelinedRedis, StoreGone, Taker
+from tidegate.storage.pipe import Pipe
+from tidegate.storage.pipeline import StoreGone, Taker
 from tidegate.telemetry.logging import get_logger
 
 SCRIPT = "gate"
@@ -70,7 +75,7 @@ class RedisStore:
 
     def __init__(
         self,
-        pipe: PipelinedRedis,
+        pipe: Pipe,
         prefix: str,
         *,
         told: Told,
@@ -86,10 +91,14 @@ class RedisStore:
         self._alerted = alerted
         self._clock_ms = clock_ms
 
+    @property
+    def run_id(self) -> str | None:
+        """Which run of the server it speaks to; None while not connected."""
+        return self._pipe.run_id
+
     async def take(self, tag: str, worker: str, asked: Asked) -> Reply:
-        asked = askable(asked)
         answer = _Answer(self, tag, worker, _decode_reply)
-        self._hand(answer, "take", tag, worker, (asked.entry, asked.checks, asked.seat))
+        self._hand(answer, "take", tag, worker, _told_to_take(asked))
         return await answer.waiter
 
     async def top_up(self, tag: str, worker: str, entry: str, more: Spent) -> Reply:
@@ -123,17 +132,14 @@ class RedisStore:
         return int(await self._step("place", tag, worker, (entry,)))
 
     def _step(self, op: str, tag: str, worker: str, payload: tuple[Any, ...]) -> "asyncio.Future[Any]":
-        return self._pipe.script(SCRIPT, (f"{self._prefix}:{{{tag}}}",), (op, self._packed(worker, payload)))
+        answer = asyncio.get_running_loop().create_future()
+        self._hand(answer, op, tag, worker, payload)
+        return answer
 
     def _hand(self, taker: Taker, op: str, tag: str, worker: str, payload: tuple[Any, ...]) -> None:
-        self._pipe.hand_script(taker, SCRIPT, f"{self._prefix}:{{{tag}}}", op, self._packed(worker, payload))
-
-    def _packed(self, worker: str, payload: tuple[Any, ...]) -> bytes:
-        """What the script is told. Raises `StoreGone` where no connection stands."""
-        run_id = self._pipe.run_id
-        if run_id is None:
-            raise StoreGone("not connected")
-        return _encode((worker, run_id, None if self._clock_ms is None else self._clock_ms(), *payload))
+        """Raises `StoreGone` where no connection stands."""
+        packed = _encode((worker, None if self._clock_ms is None else self._clock_ms(), *payload))
+        self._pipe.hand_script(taker, SCRIPT, f"{self._prefix}:{{{tag}}}", op, packed)
 
     def _end(self, op: str, ending: "_Ending") -> None:
         spent, checks = countable(ending.spent), ending.checks and countable_checks(ending.checks)
@@ -155,6 +161,17 @@ class RedisStore:
                 self._told(worker, tag, grant.entry)
         if isinstance(answer, Reply) and answer.alerts:
             self._alerted(tag, answer.alerts)
+
+
+def _told_to_take(asked: Asked) -> tuple[Any, ...]:
+    """What the script is told of a step. Checks that are asked for again and again are packed once."""
+    checks, takes = asked.checks, asked.takes
+    if takes is None or not isinstance(checks, Checks):
+        asked = askable(asked)
+        return asked.entry, asked.checks, asked.seat
+    if checks.packed is None:
+        checks.packed = msgspec.Raw(_encode(askable(Asked("", checks)).checks))
+    return asked.entry, checks.packed, askable_seat(asked.seat), askable_takes(asked)
 
 
 class _Answer(Generic[Answer]):

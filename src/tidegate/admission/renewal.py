@@ -4,12 +4,14 @@ Every 5 s each tag that this worker holds something in is attended to, by pipeli
 with tags, not with streams. Where the store's record is not this worker's, it is declared anew. While somebody waits
 here, their tags are attended every second: a grant whose message was lost is found, and one that nobody claimed goes
 on. While the store is away it is tried every half second.
+Of a cluster, what falls on a node that is away is left as it is until that is back, and who waits there waits here.
 How many workers there are is counted every second.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,7 +21,8 @@ from tidegate.admission.epoch import Epoch, looked_at
 from tidegate.admission.holding import Turn
 from tidegate.admission.patience import Patience
 from tidegate.admission.store import RENEW_EVERY_S, Presence
-from tidegate.storage.pipeline import PipelinedRedis, ScriptError, StoreGone
+from tidegate.storage.pipe import Pipe
+from tidegate.storage.pipeline import NodeGone, ScriptError, StoreGone
 from tidegate.storage.redis import DEPLOYMENT_TAG, key
 from tidegate.telemetry.logging import get_logger
 
@@ -34,9 +37,7 @@ log = get_logger(__name__)
 class Renewal:
     """Attends to a desk's tags. `run` is a task of the lifespan's; it never ends by itself."""
 
-    def __init__(
-        self, desk: Desk, pipe: PipelinedRedis | None = None, epoch: Epoch | None = None, *, prefix: str = ""
-    ) -> None:
+    def __init__(self, desk: Desk, pipe: Pipe | None = None, epoch: Epoch | None = None, *, prefix: str = "") -> None:
         self._desk = desk
         self._pipe = pipe
         self._epoch = epoch
@@ -99,7 +100,8 @@ class Renewal:
             await asyncio.gather(*(self._attend(tag) for tag in tags))
             for tag in list(desk.ended):
                 # What the store may not have heard, though it was never away.
-                await desk.declare(tag)
+                with suppress(NodeGone):
+                    await desk.declare(tag)
         if is_due:
             self._renewed_at = time.monotonic()
 
@@ -114,7 +116,12 @@ class Renewal:
         held = len(entries) - pending - len(elsewhere)
         for holding in elsewhere:
             holding.lose()
-        presence = await store.attend(tag, desk.worker, tuple(waiting))
+        try:
+            presence = await store.attend(tag, desk.worker, tuple(waiting))
+        except NodeGone:
+            for entry in waiting:
+                entries[entry].lose()
+            return
         self._tell(tag, waiting, presence)
         if desk.shared is not None and not held <= presence.entries <= held + pending:
             log.warning("gate_declared_anew", tag=tag, known=presence.entries, held=held)
@@ -137,7 +144,7 @@ class Renewal:
                 # It may have lost what this worker holds: look at all of it, now.
                 self._renewed_at = float("-inf")
             self._misses_epoch = False
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except (SQLAlchemyError, OSError, TimeoutError, NodeGone) as error:
             # Until it is known, no budget is seeded.
             if not self._misses_epoch:
                 log.warning("gate_epoch_unknown", reason=f"{type(error).__name__}: {error}")
@@ -151,7 +158,11 @@ class Renewal:
             self._pipe.send("ZADD", self._workers_key, now, self._desk.worker).add_done_callback(looked_at)
             gone = self._pipe.send("ZREMRANGEBYSCORE", self._workers_key, "-inf", now - _WORKER_LEASE_S)
             gone.add_done_callback(looked_at)
-            counted: int = await self._pipe.send("ZCARD", self._workers_key)
+            try:
+                counted: int = await self._pipe.send("ZCARD", self._workers_key)
+            except NodeGone:
+                # As many as were last seen.
+                return
         # A store that forgot them knows of fewer than there are, until each was here.
         is_stale = time.monotonic() - self._counted_at > _WORKER_LEASE_S
         if counted >= self._desk.workers or is_stale:

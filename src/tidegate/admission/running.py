@@ -20,13 +20,17 @@ from tidegate.admission.steps import Steps
 from tidegate.limits.book import LimitBook
 from tidegate.settings import Settings
 from tidegate.storage.database import Database
+from tidegate.storage.pipe import Pipe
 from tidegate.storage.pipeline import PipelinedRedis, ScriptError, StoreGone, Subscription
+from tidegate.storage.pipeline_cluster import PipelinedCluster
 from tidegate.telemetry.logging import get_logger
 
 # Leases end in 15 s where these are not heard.
 _LAST_ANSWER_WITHIN_S = 1.0
 
 log = get_logger(__name__)
+
+Connections = PipelinedRedis | PipelinedCluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,12 @@ async def running_admission(supplies: GateSupplies) -> AsyncIterator[Admission]:
     settings = supplies.settings
     worker = secrets.token_hex(8)
     async with AsyncExitStack() as stack:
-        pipe = None
-        if settings.redis.url is not None:
+        pipe: Connections | None = None
+        url = settings.redis.trusting_url
+        if url is not None:
+            kind = PipelinedCluster if settings.redis.cluster else PipelinedRedis
             pipe = await stack.enter_async_context(
-                PipelinedRedis.running(
-                    settings.redis.url.get_secret_value(),
-                    client_name=f"{settings.redis.key_prefix}-gate",
-                    scripts={SCRIPT: script_source()},
-                )
+                kind.running(url, client_name=f"{settings.redis.key_prefix}-gate", scripts={SCRIPT: script_source()})
             )
         desk = Desk(
             worker,
@@ -99,10 +101,11 @@ async def running_admission(supplies: GateSupplies) -> AsyncIterator[Admission]:
         yield Admission(Gate(steps, supplies.book), steps, desk, alerts)
 
 
-async def _share(stack: AsyncExitStack, desk: Desk, alerts: Alerts, pipe: PipelinedRedis, settings: Settings) -> None:
+async def _share(stack: AsyncExitStack, desk: Desk, alerts: Alerts, pipe: Connections, settings: Settings) -> None:
     """Gives the desk the store that all workers share, and ears for what others' steps grant it."""
     prefix = settings.redis.key_prefix
-    assert settings.redis.url is not None
+    url = settings.redis.trusting_url
+    assert url is not None
     desk.shared = RedisStore(pipe, prefix, told=desk.granted, alerted=alerts.tell, lost=desk.note_lost)
 
     def heard(_: str, message: bytes) -> None:
@@ -112,27 +115,29 @@ async def _share(stack: AsyncExitStack, desk: Desk, alerts: Alerts, pipe: Pipeli
 
     await stack.enter_async_context(
         Subscription.running(
-            settings.redis.url.get_secret_value(),
+            url,
             client_name=f"{prefix}-grants",
             channels=[grant_channel(prefix, desk.worker)],
             on_message=heard,
             # What was missed is found by the next look, within a second.
             on_gap=lambda: None,
+            # What is published on any node of a cluster is heard on every other.
+            dial=pipe.dial if isinstance(pipe, PipelinedCluster) else None,
         )
     )
     await _name_eviction(pipe)
 
 
-async def _name_eviction(pipe: PipelinedRedis) -> None:
+async def _name_eviction(pipe: Pipe) -> None:
     """Says at start where Redis may throw away what limits are kept by."""
     try:
         async with asyncio.timeout(1):
-            answer = await pipe.send("CONFIG", "GET", "maxmemory-policy")
+            answers = await pipe.ask_each("CONFIG", "GET", "maxmemory-policy")
     except (StoreGone, ScriptError, TimeoutError):
         # Not to be asked: managed servers often forbid it.
         return
-    policy = answer[1].decode() if len(answer) > 1 else "noeviction"
-    if policy != "noeviction":
+    policies = sorted({answer[1].decode() for answer in answers if len(answer) > 1} - {"noeviction"})
+    for policy in policies[:1]:
         log.warning(
             "redis_may_evict_limits",
             maxmemory_policy=policy,
@@ -140,11 +145,11 @@ async def _name_eviction(pipe: PipelinedRedis) -> None:
         )
 
 
-async def _all_heard(pipe: PipelinedRedis) -> None:
+async def _all_heard(pipe: Pipe) -> None:
     """Waits until what was released last is answered: the connection answers in order."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_ANSWER_WITHIN_S):
         try:
-            await pipe.send("PING")
+            await pipe.ask_each("PING")
         except (StoreGone, ScriptError) as error:
             log.info("gate_left_without_redis", reason=f"{type(error).__name__}: {error}")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from tidegate.admission.counters import FIRST_RETRY_MS
 from tidegate.admission.fair_queue import FairQueue, Ticket
-from tidegate.admission.store import CLAIM_WITHIN_MS, Grant, Seat
+from tidegate.admission.store import CLAIM_WITHIN_MS, MOST, Grant, Seat
 
 MOST_RETRY_MS = 60_000
 # What one gap between two slots that came free says of the next.
@@ -34,7 +34,8 @@ class Seats:
         if not queue.length:
             # The pace is measured from when somebody waits.
             self._freed_at_ms = now_ms
-        ticket = Ticket(worker, entry, seat.flow, max(1, seat.size), max(1, seat.weight))
+        size, weight = max(1, min(seat.size, MOST)), max(1, min(seat.weight, MOST))
+        ticket = Ticket(worker, entry, seat.flow, size, weight)
         queue.push(ticket)
         return ticket
 

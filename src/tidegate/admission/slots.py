@@ -19,7 +19,7 @@ import msgspec
 from tidegate.admission.checks import Reserve
 from tidegate.admission.steps import Steps
 from tidegate.admission.store import UNDO, Seat, Spent
-from tidegate.errors import Overloaded
+from tidegate.errors import Overloaded, Unavailable
 from tidegate.limits.values import Matched
 from tidegate.storage.redis import upstream_tag
 
@@ -101,6 +101,10 @@ class StoreSlots:
         self._capacity = capacity
 
     @property
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    @property
     def in_use(self) -> int:
         return self._steps.desk.standing(self._tag)[0]
 
@@ -108,17 +112,45 @@ class StoreSlots:
     def waiting(self) -> int:
         return self._steps.desk.standing(self._tag)[1]
 
+    def resize(self, capacity: Capacity) -> bool:
+        """Gives out so many from now on, also to who waits already. Nothing that is held is taken back.
+
+        Returns whether that is another size: then the store is to be told, by `announce`.
+        """
+        if capacity == self._capacity:
+            return False
+        self._capacity = capacity
+        for holding in self._steps.desk.holdings.get(self._tag, {}).values():
+            if (seat := holding.asked.seat) is not None:
+                # What is declared to a store that lost its memory would bring the old size back.
+                resized = msgspec.structs.replace(seat, capacity=capacity.slots, queue_length=capacity.queue_length)
+                holding.asked = msgspec.structs.replace(holding.asked, seat=resized)
+        return True
+
+    async def announce(self) -> None:
+        """Tells the store the size, by asking for a slot without a wait and giving it back: else who waits would be
+        let in by the old one until the next request comes. Never raises for a store that is away: requests tell it.
+        """
+        entry = f"resize.{uuid.uuid4().hex}"
+        try:
+            await self._steps.take(self._tag, entry, (), Reserve(), Seat(self._capacity.slots, 0))
+        except Unavailable:
+            return
+        finally:
+            self.leave(entry, UNDO)
+
     def hold(self, ask: SlotAsk, *, deadline_s: float | None) -> "_Held":
         return _Held(self, ask, self._capacity.queue_deadline_s if deadline_s is None else deadline_s)
 
     async def sit(self, ask: SlotAsk, entry: str, deadline_s: float) -> Lease:
         """Holds a slot, until `leave`. Raises as `hold` does."""
-        capacity = self._capacity
-        seat = Seat(capacity.slots, capacity.queue_length, ask.flow, ask.weight, max(1, ask.reserve.tokens))
         began = time.perf_counter()
         ends_at = asyncio.get_running_loop().time() + deadline_s
         is_first = True
         while True:
+            # In each round: who lost its ticket may find it resized.
+            capacity = self._capacity
+            seat = Seat(capacity.slots, capacity.queue_length, ask.flow, ask.weight, max(1, ask.reserve.tokens))
             reply = (await self._steps.take(self._tag, entry, ask.limits, ask.reserve, seat)).reply
             if reply.said == "full":
                 raise queue_is_full(self._upstream, capacity.queue_length, reply.retry_ms)

@@ -15,7 +15,7 @@ from tidegate.admission.checks import Reserve
 from tidegate.admission.compiled import Compiled
 from tidegate.admission.desk import Desk
 from tidegate.admission.headers import HeaderForm, limit_headers
-from tidegate.admission.store import Asked, Check, Reply, Seat
+from tidegate.admission.store import Asked, Check, Reply, Seat, whole
 from tidegate.errors import InsufficientQuota, RateLimitExceeded, TidegateError, Unavailable
 from tidegate.limits.values import Limit, Matched, written_amount
 
@@ -68,25 +68,26 @@ class Steps:
         A `full` queue is an answer, not an error: whose it is says it better.
         """
         unjudged: tuple[int, ...] = ()
-        checks: tuple[Check, ...] = ()
-        form = None
+        asked, form = Asked(entry, (), seat), None
         for _ in range(_TRIES):
             if limits:
                 compiled = Compiled.of(limits, self._clock() + self._ahead_s)
-                checks, form = compiled.checks(reserve), compiled.form
+                asked, form = Asked(entry, compiled.checks, seat, compiled.takes(reserve)), compiled.form
                 for counter, limit in compiled.alerting:
                     if self._watched.get(counter) is not limit:
                         self._watch(counter, limit)
-            reply = await self.desk.take(tag, Asked(entry, checks, seat), unjudged)
-            match reply.said:
-                case "taken" | "full":
-                    return Taken(checks, reply, form)
+            reply = await self.desk.take(tag, asked, unjudged)
+            said = reply.said
+            if said == "taken" or said == "full":  # noqa: PLR1714 - a set is slower, and this is every step
+                return Taken(asked.checks, reply, form)
+            match said:
                 case "refused":
-                    raise refusal_of(limits, checks, reply)
+                    raise refusal_of(limits, whole(asked).checks, reply)
                 case "clock":
                     self._ahead_s = reply.now_ms / 1000 - self._clock()
                 case "unseeded":
-                    unjudged = tuple(sorted({*unjudged, *await self._unseedable(tag, limits, checks, reply)}))
+                    unseedable = await self._unseedable(tag, limits, whole(asked).checks, reply)
+                    unjudged = tuple(sorted({*unjudged, *unseedable}))
         raise Unavailable(
             "The limits of this request could not be checked. Try again in a few seconds.",
             headers={"Retry-After": "2"},

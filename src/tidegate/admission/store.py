@@ -14,6 +14,8 @@ what leaves gives back just what its hold says; no counter passes `MOST`. Times 
 milliseconds.
 """
 
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Literal, Protocol
 
 import msgspec
@@ -63,12 +65,22 @@ class Seat(msgspec.Struct, frozen=True, array_like=True):
     size: int = 1
 
 
+class Checks(tuple[Check, ...]):  # noqa: SLOT001 - a tuple of any length has no room for slots
+    """Checks that are asked for again and again. Beside them `bound` and `packed` keep what a store in memory, and one
+    over a wire, made of them once.
+    """
+
+    bound: object | None = None
+    packed: msgspec.Raw | None = None
+
+
 class Asked(msgspec.Struct, frozen=True, array_like=True):
-    """One entry's step into a tag."""
+    """One entry's step into a tag. `takes` is what it takes of each check, where that is not what they say."""
 
     entry: str
     checks: tuple[Check, ...] = ()
     seat: Seat | None = None
+    takes: tuple[int, ...] | None = None
 
 
 class Alert(msgspec.Struct, frozen=True, array_like=True):
@@ -127,9 +139,19 @@ class Spent(msgspec.Struct, frozen=True, array_like=True):
 UNDO = Spent(undo=True)
 
 
-def amounts_of(spent: Spent) -> dict[str, int]:
-    """What a request came to by each meter. A slot comes to nothing, as does what nobody counts."""
-    return {"requests": 1, "tokens": spent.tokens, "cost": spent.cost}
+# Requests, tokens, cost, and what nothing else is counted in.
+Amounts = tuple[int, int, int, int]
+Pick = Callable[[Amounts], tuple[int, ...]]
+_METERS = {"requests": 0, "tokens": 1, "cost": 2}
+
+
+def pick_by_meter(checks: Sequence[Check]) -> Pick:
+    """What puts amounts in the checks' places, each by its check's meter."""
+    places = [_METERS.get(check.meter, 3) for check in checks]
+    if len(places) == 1:
+        only = places[0]
+        return lambda amounts: (amounts[only],)
+    return itemgetter(*places) if places else lambda _: ()
 
 
 def more_of(more: Spent, meter: str) -> int:
@@ -177,22 +199,63 @@ def room_of(check: Check) -> int:
     return min(check.amount, MOST) if check.refuses else MOST
 
 
+def whole(asked: Asked) -> Asked:
+    """The step with what it takes of each check said by the check."""
+    if asked.takes is None:
+        return asked
+    checks = [
+        check
+        if check.take == n
+        else Check(
+            check.counter,
+            check.kind,
+            check.meter,
+            check.amount,
+            n,
+            check.refuses,
+            check.alerts,
+            check.width_s,
+            check.starts,
+            check.ends,
+        )
+        for check, n in zip(asked.checks, asked.takes, strict=True)
+    ]
+    return Asked(asked.entry, tuple(checks), asked.seat)
+
+
+def askable_takes(asked: Asked) -> tuple[int, ...]:
+    """What a step takes of each of its checks, in the form of `askable`."""
+    takes = asked.takes
+    if takes is None:
+        takes = tuple([check.take for check in asked.checks])
+    if not takes:
+        return takes
+    if min(takes) < 0 or max(takes) > MOST:
+        takes = tuple([_in_range(n, MOST + 1) for n in takes])
+    return takes
+
+
 def askable(asked: Asked) -> Asked:
     """The step as a store can count it: a check that takes less than nothing, or more than `MOST`, asks for one more
     than that, which no limit allows.
     """
+    asked = whole(asked)
     for check in asked.checks:
         if check.take < 0 or check.take > MOST or check.amount > MOST:
             return _askable(asked)
-    seat = asked.seat
-    if seat is None or (0 <= seat.size <= MOST and 0 <= seat.weight <= MOST):
-        return asked
-    return _askable(asked)
+    return asked if askable_seat(asked.seat) is asked.seat else _askable(asked)
 
 
 def _askable(asked: Asked) -> Asked:
     checks = tuple([_clamped(check, MOST + 1) for check in asked.checks])
-    return Asked(asked.entry, checks, None if asked.seat is None else _clamped_seat(asked.seat))
+    return Asked(asked.entry, checks, askable_seat(asked.seat))
+
+
+def askable_seat(seat: Seat | None) -> Seat | None:
+    """A seat as a store can count what it weighs."""
+    if seat is None or (0 <= seat.size <= MOST and 0 <= seat.weight <= MOST):
+        return seat
+    return _clamped_seat(seat)
 
 
 def askable_more(more: Spent) -> Spent:

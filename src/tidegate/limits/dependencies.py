@@ -17,7 +17,7 @@ from tidegate.storage.dependencies import DatabaseDep
 
 def get_upstream_names(request: Request) -> Collection[str]:
     """The upstreams that the catalogue has now."""
-    catalogue: Catalogue = request.state.gateway.catalogue
+    catalogue: Catalogue = request.state.gateway.serving.catalogue
     return catalogue.upstreams
 
 

@@ -39,13 +39,14 @@ async def replace_key_policies(
     return await limits.replace_policies(body, workspace_id)
 
 
-@router.patch("/{limit_id}", dependencies=MANAGERS)
+# By an id's own form: else `/key-policies` would be one, and a wrong method there a wrong id.
+@router.patch("/{limit_id:uuid}", dependencies=MANAGERS)
 async def change_limit(limits: LimitsDep, limit_id: uuid.UUID, body: ChangedLimit) -> LimitView:
     """Changes a limit's amount, action or on_overrun."""
     return await limits.change(limit_id, body)
 
 
-@router.delete("/{limit_id}", status_code=status.HTTP_204_NO_CONTENT, dependencies=MANAGERS)
+@router.delete("/{limit_id:uuid}", status_code=status.HTTP_204_NO_CONTENT, dependencies=MANAGERS)
 async def delete_limit(limits: LimitsDep, limit_id: uuid.UUID) -> None:
     """Ends a limit."""
     await limits.delete(limit_id)

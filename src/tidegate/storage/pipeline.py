@@ -17,15 +17,28 @@ from typing import Any, Self
 
 import anyio
 
-from tidegate.storage.pipeline_wire import Address, Argument, Dial, ScriptError, StoreGone, Taker, Wire, ask_all, pack
+from tidegate.storage.pipeline_wire import (
+    Address,
+    Argument,
+    Dial,
+    NodeGone,
+    ScriptError,
+    StoreGone,
+    Taker,
+    Wire,
+    ask_all,
+    pack,
+)
 from tidegate.telemetry.logging import get_logger
 
-__all__ = ["PipelinedRedis", "ScriptError", "StoreGone", "Subscription", "Taker"]
+__all__ = ["NodeGone", "PipelinedRedis", "ScriptError", "StoreGone", "Subscription", "Taker"]
 
 CONNECT_TIMEOUT_S = 1.0
 SILENT_S = 5.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 1.0
+# On one server all tags are.
+_TAG = "d"
 
 log = get_logger(__name__)
 
@@ -35,14 +48,14 @@ class _KeptConnection:
 
     def __init__(
         self,
-        url: str,
+        url: str | Address,
         *,
         client_name: str,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         silent_s: float = SILENT_S,
         dial: Dial | None = None,
     ) -> None:
-        self._address = Address.of(url)
+        self._address = url if isinstance(url, Address) else Address.of(url)
         self._client_name = client_name
         self._connect_timeout_s = connect_timeout_s
         self._silent_s = silent_s
@@ -151,7 +164,7 @@ class _KeptConnection:
 
 @dataclass(frozen=True)
 class _Script:
-    """`opening` is how a call with one key and two arguments begins, as RESP has it."""
+    """`opening` is how a call with one key and three arguments begins, as RESP has it."""
 
     source: str
     sha: str
@@ -161,7 +174,7 @@ class _Script:
     def of(cls, source: str) -> Self:
         # SHA-1 is how Redis names a script.
         sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-        return cls(source, sha, f"*6\r\n$7\r\nEVALSHA\r\n$40\r\n{sha}\r\n$1\r\n1\r\n".encode())
+        return cls(source, sha, f"*7\r\n$7\r\nEVALSHA\r\n$40\r\n{sha}\r\n$1\r\n1\r\n".encode())
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,7 @@ class PipelinedRedis(_KeptConnection):
 
     def __init__(
         self,
-        url: str,
+        url: str | Address,
         *,
         client_name: str,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
@@ -203,10 +216,17 @@ class PipelinedRedis(_KeptConnection):
         self.on_lost: list[Callable[[], None]] = []
         self._scripts: dict[str, _Script] = {}
         self._server = _Server("", 0)
+        # The run id as the last argument of a script, as RESP has it.
+        self._run_argument = b""
 
     @property
     def run_id(self) -> str | None:
         return None if self._wire is None else self._server.run_id
+
+    @property
+    def layout(self) -> str:
+        """What tells whose the slots are; empty, as there is one server."""
+        return ""
 
     @property
     def server_uptime_s(self) -> int | None:
@@ -216,7 +236,7 @@ class PipelinedRedis(_KeptConnection):
     @asynccontextmanager
     async def running(
         cls,
-        url: str,
+        url: str | Address,
         *,
         client_name: str,
         scripts: Mapping[str, str],
@@ -226,10 +246,13 @@ class PipelinedRedis(_KeptConnection):
     ) -> AsyncIterator[Self]:
         """Tries to connect for at most `connect_timeout_s`, then goes on trying behind; Redis away is no error here."""
         redis = cls(url, client_name=client_name, connect_timeout_s=connect_timeout_s, silent_s=silent_s, dial=dial)
-        for name, source in scripts.items():
-            redis._scripts[name] = _Script.of(source)
+        redis._load(scripts)
         async with redis._kept():
             yield redis
+
+    def _load(self, scripts: Mapping[str, str]) -> None:
+        """Says which scripts there are; they are loaded with each connection."""
+        self._scripts = {name: _Script.of(source) for name, source in scripts.items()}
 
     def send(self, *args: Argument) -> asyncio.Future[Any]:
         """Queues a command at once. The future gets the answer, `ScriptError` or `StoreGone`.
@@ -240,6 +263,20 @@ class PipelinedRedis(_KeptConnection):
         if self._wire is None:
             raise StoreGone("Redis is not connected")
         return self._wire.send(pack(args))
+
+    def hand(self, taker: Taker, *args: Argument) -> None:
+        """`send`, where `taker` gets the answer when it is read."""
+        if self._wire is None:
+            raise StoreGone("Redis is not connected")
+        self._wire.hand(pack(args), taker)
+
+    async def ask_each(self, *args: Argument) -> list[Any]:
+        """What every server answers that is connected, which is this one, after all that was sent before."""
+        return [await self.send(*args)]
+
+    def runs(self) -> dict[str, str]:
+        """The `run_id` of each server that is connected, by a hash tag that falls on it."""
+        return {} if self._wire is None else {_TAG: self._server.run_id}
 
     def script(self, name: str, keys: Sequence[str], args: Sequence[Argument]) -> asyncio.Future[Any]:
         """Runs a script of `running`, as `send` does.
@@ -253,15 +290,18 @@ class PipelinedRedis(_KeptConnection):
         return self._wire.send(pack(command), instead=lambda: pack(("EVAL", script.source, *command[2:])))
 
     def hand_script(self, taker: Taker, name: str, key: str, op: str, payload: bytes) -> None:
-        """`script` with one key and two arguments, where `taker` gets the answer when it is read."""
+        """`script` with one key and three arguments, where `taker` gets the answer when it is read.
+
+        The third argument is the server's `run_id`.
+        """
         if self._wire is None:
             raise StoreGone("Redis is not connected")
         script, key_bytes = self._scripts[name], key.encode()
         # A third of what `pack` costs.
-        command = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
-            script.opening, len(key_bytes), key_bytes, len(op), op.encode(), len(payload), payload
+        command = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % (
+            script.opening, len(key_bytes), key_bytes, len(op), op.encode(), len(payload), payload, self._run_argument
         )  # fmt: skip
-        self._wire.hand(command, taker, lambda: pack(("EVAL", script.source, 1, key, op, payload)))
+        self._wire.hand(command, taker, lambda: pack(("EVAL", script.source, 1, key, op, payload, self._server.run_id)))
 
     async def _greet(self, wire: Wire) -> None:
         greeting = self._address.greeting(self._client_name)
@@ -273,6 +313,7 @@ class PipelinedRedis(_KeptConnection):
         if not about.get("run_id"):
             raise StoreGone("it names no run_id")
         self._server = _Server(about["run_id"], int(about.get("uptime_in_seconds", 0)))
+        self._run_argument = b"$%d\r\n%b\r\n" % (len(self._server.run_id), self._server.run_id.encode())
 
     def _stand(self, _: Wire) -> None:
         log.info("redis_connected", client=self._client_name, run_id=self.run_id)

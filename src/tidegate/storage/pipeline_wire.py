@@ -43,6 +43,10 @@ class StoreGone(Exception):
     """There is no connection, it was lost, or it takes no more. A command that was sent before may have run."""
 
 
+class NodeGone(StoreGone):
+    """So it is with the node of a cluster that has this key. Others answer: what falls on them is not concerned."""
+
+
 class ScriptError(Exception):
     """The server answered a command with an error: a fault of ours or a wrong setup. The command did nothing.
 

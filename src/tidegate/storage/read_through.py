@@ -28,19 +28,20 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
-from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from tidegate.storage.changes import Changes
+from tidegate.storage.cluster_client import ClusterScript
+from tidegate.storage.redis import RedisClient, workspace_tag
 from tidegate.storage.redis import key as redis_key
-from tidegate.storage.redis import workspace_tag
 from tidegate.telemetry.logging import get_logger
 
 log = get_logger(__name__)
 
 T = TypeVar("T")
 Load = Callable[[], Awaitable[T]]
+Script = AsyncScript | ClusterScript
 
 LONGEST_TTL_S: Final = 300.0
 _GENERATION_MS: Final = 86_400_000
@@ -146,7 +147,7 @@ class ReadThrough:
 
     def __init__(
         self,
-        redis: Redis | None,
+        redis: RedisClient | None,
         prefix: str,
         changes: Changes | None = None,
         *,
@@ -172,6 +173,11 @@ class ReadThrough:
         self._land_script = None if redis is None else redis.register_script(_LAND)
         if changes is not None:
             changes.listen("read:", self._hear)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is a second memory, which every process reads."""
+        return self._redis is not None
 
     async def get(self, key: CacheKey, load: Load[T], *, kind: type[T], ttl_s: float) -> T:
         """What is known of `key`, for at most `ttl_s`, else what `load` gives, which is a `kind` that msgspec encodes.
@@ -333,7 +339,7 @@ class ReadThrough:
             self._avoid_until = self._clock() + LONGEST_TTL_S
         return False
 
-    async def _call(self, script: AsyncScript | None, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def _call(self, script: Script | None, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         if script is None:
             return None
         return await self._bounded(lambda: script(keys=keys, args=arguments))
