@@ -21,6 +21,7 @@ import tidegate.inference.endpoints
 import tidegate.ledger.endpoints
 import tidegate.limits.endpoints
 import tidegate.telemetry.endpoints
+import tidegate.telemetry.metrics.endpoints
 from tidegate import __version__
 from tidegate.http.errors import install_error_handlers
 from tidegate.http.json_bodies import JsonBodies
@@ -54,8 +55,8 @@ class Tidegate(FastAPI):
 def create_app(settings: Settings, surroundings: Surroundings | None = None) -> Tidegate:
     """One process's application. `surroundings` is what its server knows and the settings do not."""
 
-    def lifespan(_: FastAPI) -> AbstractAsyncContextManager[dict[str, Any]]:
-        return open_process(settings, surroundings or Surroundings())
+    def lifespan(served: FastAPI) -> AbstractAsyncContextManager[dict[str, Any]]:
+        return open_process(settings, surroundings or Surroundings(), served)
 
     shows_docs = not settings.in_production
     app = Tidegate(
@@ -80,6 +81,8 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
     app.include_router(tidegate.inference.endpoints.road)
     app.include_router(tidegate.inference.endpoints.router)
     app.include_router(tidegate.telemetry.endpoints.router)
+    # Judged by itself: the port, or a scope.
+    app.include_router(tidegate.telemetry.metrics.endpoints.router)
     # Signing in is for callers of both ports: an access token is a credential of /v1 too.
     app.include_router(tidegate.accounts.endpoints.router)
     app.include_router(tidegate.accounts.sign_ins.endpoints.router)

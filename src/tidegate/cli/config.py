@@ -6,9 +6,10 @@ from typing import Any
 import click
 from pydantic import SecretStr
 
+from tidegate.cli.export import env_value, exported_catalogue, exported_settings
 from tidegate.cli.output import print_json
 from tidegate.cli.reference import ENV_EXAMPLE, SETTINGS_PAGE, env_example, settings_page
-from tidegate.routing.configuration import load_catalogue
+from tidegate.routing.configuration import load_catalogue, parse_table, read_catalogue
 from tidegate.server.conditions import every_fault, require_conditions
 from tidegate.server.refusal import StartRefused
 from tidegate.settings import Settings, SettingsError, load_settings
@@ -79,6 +80,29 @@ def show() -> None:
             },
         }
     )
+
+
+@config_command.command("export")
+@click.option("--catalogue", "only", flag_value="catalogue", help="Only the catalogue, as TOML.")
+@click.option("--settings", "only", flag_value="settings", help="Only the settings, as lines of an env file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def export(only: str | None, *, as_json: bool) -> None:
+    """Print the effective settings and the catalogue as an env file that TIDEGATE_ENV_FILE can name.
+
+    A secret is printed as the reference that stands in its place; where it stands itself, as env:NAME, to be set.
+    """
+    settings = load_settings()
+    variables = exported_settings(settings)
+    toml = exported_catalogue(parse_table(read_catalogue(settings)))
+    if as_json:
+        print_json({"settings": variables, "catalogue": toml})
+        return
+    if only != "catalogue":
+        click.echo("".join(f"{name}={env_value(value)}\n" for name, value in variables.items()), nl=False)
+    if only is None:
+        click.echo(f"TIDEGATE_CONFIG_TOML={env_value(toml)}")
+    elif only == "catalogue":
+        click.echo(toml, nl=False)
 
 
 @config_command.command("reference", hidden=True)

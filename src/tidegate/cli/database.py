@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from tidegate.settings import Settings, SettingsError
 from tidegate.storage.database import Database
 from tidegate.storage.migrate import migrate, require_head
+from tidegate.storage.tls import database_tls
 
 
 @asynccontextmanager
@@ -18,7 +19,9 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     if migrates_itself:
         _make_directory(settings)
         await migrate(settings.database_url)
-    database = await Database.open(settings.database_url, pool_size=1, max_overflow=1)
+    tls = database_tls(settings.database)
+    pooler = settings.database.pooler
+    database = await Database.open(settings.database_url, pool_size=1, max_overflow=1, tls=tls, pooler=pooler)
     try:
         if not migrates_itself:
             await require_head(database)

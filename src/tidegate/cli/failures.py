@@ -1,6 +1,7 @@
 """What a command says when what it needs is not so: each fault one line that tells what to do."""
 
 import socket
+import ssl
 
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -21,6 +22,8 @@ def failure_lines(error: Exception) -> list[str] | None:
             return [error.message]
         case MigrationFailed() | SchemaBehind():
             return [_sentence(str(error))]
+        case ssl.SSLError():
+            return [_untrusted(error)]
         # Refused, unknown host, no answer in time; asyncpg's own errors come unwrapped while it connects.
         case ConnectionError() | socket.gaierror() | TimeoutError() | PoolTimeout():
             return [_unreachable(error)]
@@ -41,6 +44,14 @@ def _unreachable(error: BaseException) -> str:
     return (
         f"The database cannot be used ({reason[0] if reason else type(error).__name__}): "
         "check TIDEGATE_DATABASE__URL, and that the database runs."
+    )
+
+
+def _untrusted(error: ssl.SSLError) -> str:
+    reason = getattr(error, "verify_message", None) or error.reason or "no TLS that both speak"
+    return (
+        f"The database's server cannot be trusted ({reason}): check TIDEGATE_DATABASE__CA_FILE, and that the "
+        "certificate names the host of TIDEGATE_DATABASE__URL."
     )
 
 

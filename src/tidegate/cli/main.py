@@ -27,6 +27,8 @@ COMMANDS: Final = {
     "limits": _Command("tidegate.cli.limits", "limits_command", "Create, list and delete limits."),
     "usage": _Command("tidegate.cli.usage", "usage", "Add up what was used, from the ledger."),
     "audit": _Command("tidegate.cli.audit", "audit", "Show who changed what, from where and when."),
+    "reload": _Command("tidegate.cli.reload", "reload", "Bring the catalogue on disk to every worker."),
+    "check": _Command("tidegate.cli.check", "check", "Judge the running server by the 25 items."),
     "config": _Command("tidegate.cli.config", "config_command", "Look at the configuration, and check it."),
 }
 

@@ -11,7 +11,8 @@ from sqlalchemy.engine import make_url
 from tidegate.cli.output import print_json
 from tidegate.settings import PREFIX, SettingsError, load_settings
 from tidegate.settings.groups import DatabaseSettings
-from tidegate.storage.migrate import draft, migrate, pending
+from tidegate.storage.migrate import draft, migrate, newer_revision, pending
+from tidegate.storage.tls import database_tls
 
 
 @click.command("migrate")
@@ -21,7 +22,8 @@ from tidegate.storage.migrate import draft, migrate, pending
 @click.pass_context
 def migrate_command(context: click.Context, check: bool, message: str | None, as_json: bool) -> None:
     """Bring the database's schema to head, under a lock: it may be run twice at once."""
-    url = database_url()
+    url, chosen = database_location()
+    tls = database_tls(chosen)
     if message is not None:
         # Only this imports every model, for whoever changes one.
         from tidegate.storage.migrations.tables import all_tables  # noqa: PLC0415 - start-up time
@@ -29,11 +31,14 @@ def migrate_command(context: click.Context, check: bool, message: str | None, as
         click.echo(str(asyncio.run(draft(url, all_tables(), message))))
         return
     if check:
-        missing = asyncio.run(pending(url))
-        _print({"applied": [], "pending": missing}, as_json=as_json)
+        missing = asyncio.run(pending(url, tls=tls))
+        newer = None if missing else asyncio.run(newer_revision(url, tls=tls))
+        _print({"applied": [], "pending": missing}, newer, as_json=as_json)
         context.exit(1 if missing else 0)
     _make_directory(url)
-    _print({"applied": asyncio.run(migrate(url)), "pending": []}, as_json=as_json)
+    applied = asyncio.run(migrate(url, tls=tls))
+    newer = None if applied else asyncio.run(newer_revision(url, tls=tls))
+    _print({"applied": applied, "pending": []}, newer, as_json=as_json)
 
 
 class _DatabaseAlone(BaseSettings):
@@ -44,10 +49,13 @@ class _DatabaseAlone(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
 
 
-def database_url() -> str:
-    """Where the database is, whatever else is missing or wrong in the settings. Raises `SettingsError`."""
+def database_location() -> tuple[str, DatabaseSettings]:
+    """Where the database is, and how it is spoken to, whatever else is missing or wrong in the settings.
+
+    Raises `SettingsError`.
+    """
     try:
-        return load_settings().database_url
+        settings = load_settings()
     except SettingsError as error:
         of_database = [fault for fault in error.faults if fault.startswith(f"{PREFIX}DATABASE__")]
         try:
@@ -56,12 +64,15 @@ def database_url() -> str:
             raise SettingsError(of_database) from None
         if alone.database.url is None:
             raise SettingsError(of_database or error.faults) from None
-        return alone.database.url.get_secret_value()
+        return alone.database.url.get_secret_value(), alone.database
+    return settings.database_url, settings.database
 
 
-def _print(result: dict[str, list[str]], *, as_json: bool) -> None:
+def _print(result: dict[str, list[str]], newer: str | None, *, as_json: bool) -> None:
     if as_json:
-        print_json(result)
+        print_json(result if newer is None else {**result, "newer": newer})
+    elif newer is not None:
+        click.echo(f"The database is at revision {newer}, a newer version's: it was left alone.")
     elif result["pending"]:
         click.echo(f"The database is behind by {', '.join(result['pending'])}: run `tidegate migrate`.")
     elif result["applied"]:

@@ -35,7 +35,7 @@ def serve(host: str | None, port: int | None, workers: str | None, config: Path 
     from tidegate.server.conditions import every_fault  # noqa: PLC0415
     from tidegate.server.refusal import print_faults  # noqa: PLC0415
     from tidegate.server.root import Parts, run  # noqa: PLC0415
-    from tidegate.settings import SettingsError, load_settings  # noqa: PLC0415
+    from tidegate.settings import SettingsError, given_environment, load_settings  # noqa: PLC0415
 
     gc.enable()
     flags = {
@@ -45,10 +45,12 @@ def serve(host: str | None, port: int | None, workers: str | None, config: Path 
         "TIDEGATE_CONFIG": config,
         "TIDEGATE_DATA_DIR": data_dir,
     }
+    variables = {name: str(value) for name, value in flags.items() if value is not None}
+    environ = given_environment(variables)
     try:
-        settings = load_settings({name: str(value) for name, value in flags.items() if value is not None})
+        settings = load_settings(variables)
     except SettingsError as refusal:
         print_faults(every_fault(refusal), as_json=refusal.in_production)
         sys.exit(1)
     # Whoever runs the command from Python may bring other parts of the tree.
-    sys.exit(run(settings, click.get_current_context().find_object(Parts)))
+    sys.exit(run(settings, click.get_current_context().find_object(Parts), environ=environ))

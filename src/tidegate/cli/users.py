@@ -11,7 +11,7 @@ from tidegate.accounts.mailed.invitations import CallersInvitations
 from tidegate.accounts.mailed.schemas import InvitationForm, InvitationView
 from tidegate.accounts.models import User
 from tidegate.accounts.schemas import Name, NewUser
-from tidegate.accounts.service import Accounts, find_workspace
+from tidegate.accounts.service import Accounts, find_workspace, require_passwords
 from tidegate.auth.passwords import Passwords
 from tidegate.cli.database import open_database
 from tidegate.cli.inputs import from_options
@@ -20,6 +20,7 @@ from tidegate.cli.output import moment, print_json, print_table
 from tidegate.mail.opening import open_post
 from tidegate.settings import Settings, load_settings
 from tidegate.storage.changes import Changes, user_topic
+from tidegate.storage.database import Database
 
 
 class _Invitation(InvitationForm):
@@ -56,6 +57,7 @@ def create(email: str, role: str | None, workspace: str | None, password_stdin: 
     click.echo(f"Created the {printed['role']} {printed['email']} in the workspace {printed['workspace']}.")
     if generated:
         click.echo(f"Password, shown once: {password}")
+    click.echo(_until(settings))
 
 
 @users_command.command("invite")
@@ -145,11 +147,13 @@ def set_password(email: str, password_stdin: bool, as_json: bool) -> None:
         _with_accounts(settings, lambda accounts: accounts.set_password(email, password, is_made_up=generated))
     )
     if as_json:
-        print_json({"id": user.id, "email": user.email} | ({"password": password} if generated else {}))
+        told = {"id": user.id, "email": user.email, "password_ends_at": user.password_ends_at}
+        print_json(told | ({"password": password} if generated else {}))
         return
     click.echo(f"The password of {user.email} is set; their sign-ins have ended.")
     if generated:
         click.echo(f"Password, shown once: {password}")
+    click.echo(_until(settings))
 
 
 def _password(*, from_stdin: bool) -> tuple[str, bool]:
@@ -167,11 +171,18 @@ def _password(*, from_stdin: bool) -> tuple[str, bool]:
 
 async def _create(settings: Settings, new: NewUser, *, is_made_up: bool) -> dict[str, object]:
     async with open_database(settings) as database:
-        user = await Accounts(database, Passwords(), actor=operator()).create(new, is_made_up=is_made_up)
-    return {"id": user.id, "email": user.email, "role": user.role, "workspace": new.workspace}
+        user = await _accounts(settings, database).create(new, is_made_up=is_made_up)
+    return {
+        "id": user.id,
+        "email": user.email,
+        "role": user.role,
+        "workspace": new.workspace,
+        "password_ends_at": user.password_ends_at,
+    }
 
 
 async def _invite(settings: Settings, form: _Invitation) -> InvitationView:
+    require_passwords(settings)
     async with open_database(settings) as database, open_post(settings) as post:
         async with database.session() as session:
             workspace = await find_workspace(session, form.workspace)
@@ -198,6 +209,16 @@ async def _list(settings: Settings) -> list[dict[str, object]]:
 async def _with_accounts(settings: Settings, change: Callable[[Accounts], Awaitable[User]]) -> User:
     """Changes a user, and tells every worker."""
     async with open_database(settings) as database, Changes.publishing(settings) as changes:
-        user = await change(Accounts(database, Passwords(), actor=operator()))
+        user = await change(_accounts(settings, database))
         await changes.tell(user_topic(user.id))
     return user
+
+
+def _accounts(settings: Settings, database: Database) -> Accounts:
+    days = settings.auth.initial_password_days
+    return Accounts(database, Passwords.of(settings), actor=operator(), initial_password_days=days)
+
+
+def _until(settings: Settings) -> str:
+    days = settings.auth.initial_password_days
+    return f"It opens log-ins for {days} day{'' if days == 1 else 's'}: its user chooses their own by then."

@@ -8,12 +8,13 @@ came without a key; the flow sets `entry` once the ledger's entry is terminal. N
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
-from datetime import UTC, datetime
+from collections.abc import MutableMapping, Sequence
+from datetime import UTC, datetime, timedelta
 from random import getrandbits
 from typing import Any
 
 from tidegate.ledger.entry import Entry
+from tidegate.telemetry.tracing import Trace
 
 SCOPE_KEY = "tidegate"
 # Set in the scope by `http.protocol` when the connection is lost before the answer was complete.
@@ -30,7 +31,9 @@ class RequestContext:
 
     `status` is what was sent, None until then, 499 where the client hung up before the end. `started` is of
     `time.perf_counter`, `received_at` UTC. `content_length` and `content_encoding` are as they came, unchecked.
-    `bytes_sent` counts the body.
+    `bytes_sent` counts the body. `is_on_road` where the route is of the road; `rate_headers` go with every answer to
+    it, errors too.
+    `trace` is None where nothing traces it.
     `error_code` is the envelope's, if one was sent. `client_address` is the caller's own, behind trusted proxies too.
 
     >>> request_context({"tidegate": RequestContext("r-1", "GET", "/health")}).request_id
@@ -47,13 +50,16 @@ class RequestContext:
         "error_code",
         "has_cookies",
         "hung_up",
+        "is_on_road",
         "key_prefix",
         "method",
         "path",
+        "rate_headers",
         "received_ns",
         "request_id",
         "started",
         "status",
+        "trace",
         "user_agent",
         "user_id",
         "workspace_id",
@@ -81,8 +87,11 @@ class RequestContext:
         self.bytes_sent = 0
         self.complete = False
         self.hung_up = False
+        self.is_on_road = False
+        self.rate_headers: Sequence[tuple[bytes, bytes]] = ()
         self.entry: Entry | None = None
         self.error_code: str | None = None
+        self.trace: Trace | None = None
         self.key_prefix: str | None = None
         self.workspace_id: uuid.UUID | None = None
         self.user_id: uuid.UUID | None = None
@@ -90,6 +99,10 @@ class RequestContext:
     @property
     def received_at(self) -> datetime:
         return datetime.fromtimestamp(self.received_ns / 1_000_000_000, UTC)
+
+    def now(self) -> datetime:
+        """UTC, by the wall clock as it stood when the request came: one that is stepped since then moves nothing."""
+        return self.received_at + timedelta(seconds=time.perf_counter() - self.started)
 
     @classmethod
     def of(cls, scope: MutableMapping[str, Any]) -> "RequestContext":

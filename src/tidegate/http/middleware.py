@@ -16,12 +16,15 @@ from tidegate.http.body_limit import BodyLimit
 from tidegate.http.context import HUNG_UP_KEY, SCOPE_KEY, RequestContext
 from tidegate.http.cookies import with_own_cookies
 from tidegate.http.cors import Cors
+from tidegate.http.counting import STATE_KEY, RequestCounts
 from tidegate.http.entrance import Entrance
 from tidegate.http.errors import as_tidegate_error, internal_error, send_error
 from tidegate.http.proxies import behind_trusted_proxies
 from tidegate.http.security_headers import security_headers
+from tidegate.http.tracing import begin_trace, end_trace
 from tidegate.settings import Settings
-from tidegate.telemetry.logging import bound_request_id, get_logger, line_handler
+from tidegate.settings.logs import LogsSettings
+from tidegate.telemetry.logging import bound_entry_id, bound_request_id, get_logger, line_handler
 
 log = get_logger(__name__)
 
@@ -41,7 +44,8 @@ def with_edge(app: ASGIApp, settings: Settings) -> ASGIApp:
     if settings.http.cors_origins:
         # Inside it, so that a page may read errors too.
         app = Cors(Caught(app), settings.http.cors_origins)
-    app = RequestEdge(app, entrance=Entrance(settings.http.allowed_hosts))
+    traces = settings.tracing.endpoint is not None
+    app = RequestEdge(app, entrance=Entrance(settings.http.allowed_hosts), logs=settings.logs, traces=traces)
     if settings.http.trusted_proxies:
         app = behind_trusted_proxies(app, settings.http.trusted_proxies)
     return app
@@ -53,10 +57,20 @@ class RequestEdge:
     Lines go where the root logger writes when the first request ends, unless `access` says otherwise.
     """
 
-    def __init__(self, app: ASGIApp, access: AccessLog | None = None, *, entrance: Entrance | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: AccessLog | None = None,
+        *,
+        entrance: Entrance | None = None,
+        logs: LogsSettings | None = None,
+        traces: bool = False,
+    ) -> None:
         self._app = app
         self._entrance = entrance or Entrance()
         self._access = access
+        self._logs = logs
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,6 +82,10 @@ class RequestEdge:
             scope["headers"] = with_own_cookies(scope["headers"])
         # Never reset: the server's own last words on this request, said after us in the same task, bear the id too.
         bound_request_id.set(context.request_id)
+        # A request that waited behind another on its connection begins in that one's context.
+        bound_entry_id.set(None)
+        if self._traces:
+            begin_trace(scope, context)
         header = (b"x-request-id", context.request_id.encode())
 
         async def receive_and_note() -> Message:
@@ -84,7 +102,8 @@ class RequestEdge:
             elif message["type"] == "http.response.start":
                 context.status = message["status"]
                 headers = message.get("headers", ())
-                message = {**message, "headers": [*headers, header, *security_headers(scope, headers)]}
+                rates = context.rate_headers
+                message = {**message, "headers": [*headers, header, *rates, *security_headers(scope, headers)]}
             return send(message)
 
         try:
@@ -101,8 +120,13 @@ class RequestEdge:
             if context.hung_up or HUNG_UP_KEY in scope:
                 context.status = _HUNG_UP
             if self._access is None:
-                self._access = AccessLog(line_handler())
+                self._access = AccessLog(line_handler(), self._logs)
             self._access.write(context)
+            if self._traces:
+                end_trace(scope, context)
+            counts: RequestCounts | None = scope.get("state", {}).get(STATE_KEY)
+            if counts is not None:
+                counts.count(scope, context)
 
 
 class Caught:

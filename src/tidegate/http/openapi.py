@@ -169,7 +169,7 @@ class _Route:
             found.add(409)
         if not self._under_v1 and self._takes("path_params", "query_params", "header_params", "body_params"):
             found.add(422)
-        if self._sensitive:
+        if self.has_caller or self._sensitive:
             found.add(429)
         return frozenset(found)
 

@@ -4,6 +4,9 @@ A request that cannot be parsed is a 400, a head over 64 KiB a 431; uvicorn woul
 read the second for ever. uvicorn tells a hang-up to the newest request of a connection; where requests are pipelined
 the one at work is an older one, so it is told here.
 
+While the worker retires (`retire`) each request on a connection that is kept is served, and told to be the last. One
+that is idle is closed after a while, unless bytes of a next request have come.
+
 Behind a request at work uvicorn stops reading, and a connection that is not read does not show its end. Here it is
 read on, and a client that pipelines more than 16 requests or 1 MiB of their bodies is cut off.
 
@@ -11,15 +14,18 @@ What a client begins it must go on with: a head is 30 s long at most, a body may
 second for each further KiB, and who connects speaks within 75 s. uvicorn's own timer begins with the first answer and
 ends with the next byte. One timer a connection looks at this, at most every 30 s; a request only notes when it began.
 
-A connection that is being closed waits until its client has read what was written. It waits for 120 s and a second for
-each KiB that does not fit into the socket; asyncio would wait for ever.
+What was written waits for its client to read it: for 120 s and a second for each KiB that does not fit into the socket.
+So long an answer is held up in its middle at one stretch, and a connection that is being closed stays open; asyncio
+would wait for ever.
 
 A client that asks for another protocol (`Upgrade: h2c`, as Java's does of itself) is served in HTTP/1.1, its body and
 what follows included: llhttp takes all that comes behind such a head for that other protocol, and uvicorn would lose it
 or read the rest of it as the next request. So the head is read again without its `Upgrade` (RFC 9110, 7.8).
 """
 
+import fcntl
 import sys
+import termios
 from asyncio import TimerHandle, Transport
 from typing import cast
 
@@ -81,9 +87,13 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     _began_at = 0.0
     # Of the body that is being read: by when it is to be here if nothing more of it comes.
     _body_due_at = 0.0
-    # Of what was written, once this is closing.
+    # Of what was written, once this is closing or more may not be written.
     _read_by: float | None = None
     _look: TimerHandle | None = None
+    # Of a worker that retires: since when nothing is asked here, and the request that was made this connection's last.
+    _is_retiring = False
+    _idle_since: float | None = None
+    _last: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
@@ -129,6 +139,8 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._is_in_body = True
         self._body_due_at = self._heard_at + self.body_grace_s
+        if self._is_retiring:
+            self._make_last()
         if len(self.pipeline) > MOST_PIPELINED:
             self._cut_off()
             # The parser stops at it.
@@ -171,6 +183,47 @@ class TidegateHttpProtocol(HttpToolsProtocol):
             at_work.message_event.set()
         super().connection_lost(exc)
 
+    def retire(self, idle_s: float) -> None:
+        """Called again and again while others take this worker's place.
+
+        An answer that has not begun tells `Connection: close`. Where one began before, the client believes that the
+        connection is kept: its next request is served, if it comes within `idle_s`.
+        """
+        now = self.loop.time()
+        at_work = self._at_work
+        if not self._is_retiring:
+            self._is_retiring = True
+            if at_work is not None and not self.cycle.response_started:
+                self._make_last()
+        if self.transport.is_closing():
+            return
+        is_at_work = at_work is not None and not at_work.response_complete
+        if is_at_work or self.pipeline or self._is_in_head or self._is_in_body:
+            self._idle_since = None
+        elif self._idle_since is None or self._heard_at > self._idle_since:
+            self._idle_since = now
+        elif now - self._idle_since >= idle_s and not self._has_unread():
+            self.transport.close()
+
+    def _make_last(self) -> None:
+        """The newest request is the last of this connection, and its answer says so; none before it does."""
+        before = self._last
+        if before is not None and not before.response_started:
+            before.keep_alive = True
+        self._last = self.cycle if self.cycle.keep_alive else None
+        self.cycle.keep_alive = False
+
+    def _has_unread(self) -> bool:
+        """Whether bytes have come that the loop has not read yet."""
+        unread = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+        return any(unread)
+
+    def resume_writing(self) -> None:
+        """Called by the transport where enough of what was written has been read."""
+        if not self._is_ending():
+            self._read_by = None
+        super().resume_writing()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._at_work = cycle
         super()._start_asgi_task(cycle, app)
@@ -190,13 +243,13 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     def _look_at_silence(self) -> None:
         """Ends a connection whose client has stopped in the middle, said nothing, or does not read; looks again."""
         now = self.loop.time()
-        is_ending = self._is_refused or self.transport.is_closing()
-        deadline = self._unread_until(now) if is_ending else self._silent_until(now)
+        is_unread = self._is_ending() or self.flow.write_paused
+        deadline = self._unread_until(now) if is_unread else self._silent_until(now)
         wait_s = deadline - now if deadline > now else self.look_every_s
         self._look = self.loop.call_later(min(wait_s, self.look_every_s), self._look_at_silence)
         if deadline > now:
             return
-        if is_ending:
+        if is_unread:
             self.transport.abort()
         elif self._is_in_head:
             self._refuse(RequestTimeout(f"The request's headers did not come within {self.head_within_s:g} s."))
@@ -209,6 +262,9 @@ class TidegateHttpProtocol(HttpToolsProtocol):
             )
         else:
             self.transport.close()
+
+    def _is_ending(self) -> bool:
+        return self._is_refused or self.transport.is_closing()
 
     def _unread_until(self, now: float) -> float:
         """Until when this client may leave unread what was written to it, by the loop's clock."""

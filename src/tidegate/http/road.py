@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tidegate.http.context import SCOPE_KEY, RequestContext
+
 # What FastAPI would make for a dependency that asks for it, and the road does not.
 _OTHER_PARAMETERS = (
     "websocket_param_name",
@@ -89,6 +91,9 @@ class RoadDispatch:
         if solver is None:
             await self._app(scope, receive, send)
             return
+        context: RequestContext | None = scope.get(SCOPE_KEY)
+        if context is not None:
+            context.is_on_road = True
         response: Response = await solver.solve(Request(scope, receive, send), self._owner.dependency_overrides)
         await response(scope, receive, send)
 

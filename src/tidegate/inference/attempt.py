@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
-import structlog
 
 from tidegate.admission.gate import Admitted, refuse_unpriced
 from tidegate.admission.slots import Lease, SlotAsk
@@ -22,19 +21,21 @@ from tidegate.inference.gateway import Gateway
 from tidegate.inference.reading import ChatReader
 from tidegate.inference.refusal import is_about_usage_request, refusal_of
 from tidegate.inference.settlement import outcome_of
+from tidegate.inference.spans import AttemptSpan, record_wait
 from tidegate.inference.wire import input_text
-from tidegate.ledger.entry import NO_USAGE, Tokens, Usage, utc_now
+from tidegate.ledger.entry import NO_USAGE, Tokens, Usage
 from tidegate.ledger.reservation import Reservation
 from tidegate.limits.values import nano_usd
 from tidegate.routing.catalogue import PlannedAttempt
 from tidegate.routing.plan import Plan
+from tidegate.telemetry.logging import get_logger
 from tidegate.upstream.deadlines import Deadlines
 from tidegate.upstream.provider import Answer, Provider, UpstreamRequest
 
 _COUNT_WITHIN_S = 3.0
 _BYTES_A_TOKEN = 4
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class LiveAttempt:
 
     `answer` is set once the upstream answered with success. `withholds_usage`: the gateway asked for the usage chunk
     and the client did not, so it is not sent on. `key_sent` is the upstream's key, which its words must not repeat.
+    `span` is None where nothing traces it.
     """
 
     def __init__(self, planned: PlannedAttempt, exchange: Exchange, way: Way, deadlines: Deadlines) -> None:
@@ -59,7 +61,10 @@ class LiveAttempt:
         self.admitted = way.admitted
         self.reservation = way.reservation
         self.deadlines = deadlines
-        self.reader = ChatReader(choices=exchange.call.choices, keep_text=planned.upstream.count == "tokenizer")
+        trace = exchange.context.trace
+        self.span = None if trace is None else AttemptSpan(trace)
+        reader = ChatReader if self.span is None else self.span.reader
+        self.reader = reader(choices=exchange.call.choices, keep_text=planned.upstream.count == "tokenizer")
         self.withholds_usage = False
         self.is_named = False
         self.was_sent = False
@@ -71,7 +76,7 @@ class LiveAttempt:
     def begin(self) -> None:
         """Writes the attempt into the journal. Raises `Unavailable` where that cannot be."""
         estimate = self.exchange.call.input_bytes // _BYTES_A_TOKEN
-        self.reservation.begin_attempt(self.planned, input_tokens=estimate, started_at=utc_now())
+        self.reservation.begin_attempt(self.planned, input_tokens=estimate, started_at=self.exchange.context.now())
         self.exchange.progress.upstream = self.planned.upstream.name
 
     def note_output(self) -> None:
@@ -94,13 +99,13 @@ async def open_attempt(
     try:
         ask = _slot_ask(exchange, planned, way, spent)
         deadline_s = _sooner(exchange.remaining_s(), upstream.queue.deadline_s)
-        async with _slot(gateway, exchange, ask, upstream.name, deadline_s) as lease:
+        async with _slot(exchange, ask, upstream.name, deadline_s) as lease:
             total_s = _sooner(exchange.remaining_s(), upstream.timeouts.total_s)
             is_callers = total_s < upstream.timeouts.total_s
             with Deadlines(upstream.name, total_s=total_s, is_callers=is_callers) as deadlines:
                 live = LiveAttempt(planned, exchange, way, deadlines)
                 live.begin()
-                async with _answered(gateway, live, lease):
+                async with _answered(live, lease):
                     yield live
     except BaseException as error:
         if live is not None:
@@ -111,24 +116,26 @@ async def open_attempt(
 
 
 @asynccontextmanager
-async def _slot(
-    gateway: Gateway, exchange: Exchange, ask: SlotAsk, upstream: str, deadline_s: float
-) -> AsyncIterator[Lease]:
+async def _slot(exchange: Exchange, ask: SlotAsk, upstream: str, deadline_s: float) -> AsyncIterator[Lease]:
     """The upstream's slot. What was waited is told also where it was waited in vain."""
     began = time.perf_counter()
     queued_before_s = exchange.progress.queue_s or 0.0
     has_lease = False
     exchange.client.waits_for = ask
     try:
-        async with gateway.slots[upstream].hold(ask, deadline_s=deadline_s) as lease:
+        async with exchange.serving.slots[upstream].hold(ask, deadline_s=deadline_s) as lease:
             has_lease = True
             exchange.client.waits_for = None
             exchange.progress.queue_s = queued_before_s + lease.waited_s
+            if exchange.context.trace is not None:
+                record_wait(exchange.context, upstream, began, lease)
             yield lease
     finally:
         exchange.client.waits_for = None
         if not has_lease:
             exchange.progress.queue_s = queued_before_s + time.perf_counter() - began
+            if exchange.context.trace is not None:
+                record_wait(exchange.context, upstream, began, None)
 
 
 def _slot_ask(exchange: Exchange, planned: PlannedAttempt, way: Way, spent: Callable[[], Spent]) -> SlotAsk:
@@ -158,11 +165,11 @@ def _spent(live: LiveAttempt) -> Spent:
 
 
 @asynccontextmanager
-async def _answered(gateway: Gateway, live: LiveAttempt, lease: Lease) -> AsyncIterator[None]:
+async def _answered(live: LiveAttempt, lease: Lease) -> AsyncIterator[None]:
     """The upstream's answer, successful and open. Asks once more without `stream_options` where they were refused."""
-    upstream = live.planned.upstream
-    provider = gateway.providers[upstream.name]
-    may_ask_usage = gateway.asks_usage(upstream)
+    upstream, serving = live.planned.upstream, live.exchange.serving
+    provider = serving.providers[upstream.name]
+    may_ask_usage = serving.asks_usage(upstream)
     while True:
         request = _request(live, lease, provider, may_ask_usage=may_ask_usage)
         live.key_sent = request.key
@@ -174,9 +181,9 @@ async def _answered(gateway: Gateway, live: LiveAttempt, lease: Lease) -> AsyncI
                     live.withholds_usage = request.asks_usage
                     # What bounded its headers bounds them no more; a stream's next phase is the relay's to say.
                     live.deadlines.relax()
-                    if may_ask_usage != gateway.asks_usage(upstream):
+                    if may_ask_usage != serving.asks_usage(upstream):
                         # Learnt only now: without the question it answers, so it was the question that it refused.
-                        gateway.refuses_usage_request.add(upstream.name)
+                        serving.learnt[upstream.name].refuses_usage_request = True
                         log.info("usage_request_refused", upstream=upstream.name)
                     yield
                     return
@@ -193,6 +200,9 @@ def _request(live: LiveAttempt, lease: Lease, provider: Provider, *, may_ask_usa
     call = exchange.call
     streamed = call.streamed or provider.streams_only
     asks_usage = streamed and not call.wants_usage and may_ask_usage
+    headers = exchange.headers.forwarded(exchange.context.request_id, planned.upstream.forward_headers)
+    if live.span is not None:
+        live.span.carried_by(headers, lease, streamed=streamed)
     return UpstreamRequest(
         attempt=planned,
         lease=lease,
@@ -200,7 +210,7 @@ def _request(live: LiveAttempt, lease: Lease, provider: Provider, *, may_ask_usa
         body=call.body_for(planned.model, ask_usage=asks_usage, stream=streamed),
         streamed=streamed,
         asks_usage=asks_usage,
-        headers=exchange.headers.forwarded(exchange.context.request_id, planned.upstream.forward_headers),
+        headers=headers,
         deadlines=live.deadlines,
     )
 
@@ -217,13 +227,20 @@ async def _end(gateway: Gateway, live: LiveAttempt, error: BaseException | None)
             usage = await _counted(gateway, live, usage)
     finally:
         # Also where counting was cancelled by a server that stops: then the first estimate stands.
-        live.reservation.end_attempt(
-            outcome=outcome, usage=usage, status=live.status, upstream_request_id=live.request_id
+        row = live.reservation.end_attempt(
+            outcome=outcome,
+            usage=usage,
+            status=live.status,
+            upstream_request_id=live.request_id,
+            ended_at=live.exchange.context.now(),
         )
-    breaker = gateway.breakers[live.planned.upstream.name]
+        if live.span is not None:
+            live.span.ended(live, row, error)
+    breaker = live.exchange.serving.breakers[live.planned.upstream.name]
     if outcome == "completed":
         breaker.succeeded()
-    elif isinstance(error, UpstreamError) and not isinstance(error, UpstreamRefused) and not client.has_content:
+    elif isinstance(error, UpstreamError) and not isinstance(error, UpstreamRefused):
+        # In mid-answer too: whoever comes next is better served elsewhere.
         breaker.failed()
 
 

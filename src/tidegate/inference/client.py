@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import anyio
-import structlog
 from starlette.types import Message, Receive, Send
 
 from tidegate.admission.slots import SlotAsk
 from tidegate.errors import TidegateError, envelope
 from tidegate.inference.sse import COMMENT, data_event, queued_comment
+from tidegate.telemetry.logging import get_logger
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 _FAIL_WITHIN_S = 5.0
 _STREAM_HEADERS = [

@@ -27,7 +27,7 @@ async def chat_completions(caller: InferenceCaller, gateway: GatewayDep) -> Resp
 @router.get("/v1/models", responses={200: {"model": OpenAIModels | AnthropicModels}})
 async def list_models(request: Request, caller: InferenceCaller, gateway: GatewayDep) -> JSONResponse:
     """The models that the caller may name; in Anthropic's form where `anthropic-version` asks for it."""
-    models = usable_models(gateway.catalogue, caller)
+    models = usable_models(gateway.serving.catalogue, caller)
     if "anthropic-version" in request.headers:
         listed = [_anthropic_model(model.name) for model in models]
         first, last = (listed[0]["id"], listed[-1]["id"]) if listed else (None, None)
@@ -43,7 +43,7 @@ async def get_model(
     gateway: GatewayDep,
 ) -> JSONResponse:
     """One model, by the name that callers use."""
-    model = plan(gateway.catalogue, model_id, caller).model
+    model = plan(gateway.serving.catalogue, model_id, caller).model
     if "anthropic-version" in request.headers:
         return JSONResponse(_anthropic_model(model_id))
     return JSONResponse(_openai_model(model_id, model))

@@ -11,8 +11,10 @@ from tidegate.errors import InvalidRequest
 from tidegate.http.context import RequestContext
 from tidegate.inference.caching import Caching
 from tidegate.inference.client import Client
+from tidegate.inference.serving import Serving
 from tidegate.inference.wire import ChatCall
 from tidegate.ledger.entry import Attribution, new_entry_id
+from tidegate.telemetry.metrics.series import Tally
 from tidegate.upstream.provider import FORWARDED_HEADERS
 
 _MOST_TAGS = 16
@@ -25,7 +27,8 @@ _LONGEST_DEADLINE_MS = 24 * 3600 * 1000
 class Progress:
     """What the entry tells of the way: who answered, how long it waited, what the cache said and saved.
 
-    Seconds from the request's arrival. `cache` is `hit` or `miss`, None where no cache was asked.
+    Seconds from the request's arrival. `cache` is `hit` or `miss`, None where no cache was asked. `gaps` are the times
+    between the pieces of a stream.
     """
 
     upstream: str | None = None
@@ -33,12 +36,16 @@ class Progress:
     queue_s: float | None = None
     ttft_s: float | None = None
     cache: str | None = None
+    gaps: Tally | None = None
     units: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One valid request of one caller. `deadline_at` is of `time.perf_counter`, None where the caller set none."""
+    """One valid request of one caller. `deadline_at` is of `time.perf_counter`, None where the caller set none.
+
+    `serving` is taken at the plan: what this request is served by, to its end.
+    """
 
     call: ChatCall
     principal: Principal
@@ -50,6 +57,7 @@ class Exchange:
     entry_id: uuid.UUID = field(default_factory=new_entry_id)
     progress: Progress = field(default_factory=Progress)
     caching: Caching | None = None
+    serving: Serving = field(init=False)
 
     def remaining_s(self) -> float | None:
         """Seconds until the caller's deadline, never under 0; None where there is none."""

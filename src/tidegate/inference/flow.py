@@ -2,6 +2,7 @@
 
     principal     who calls: judged before (`auth`), a value here
     plan          the model's name → ordered attempts, with their prices         pure
+                  by the catalogue in force, which this request keeps: a reload is for those that come after it
     admission     the caller's rates, budgets and slots: one atomic step a tag, or a 429
     reservation   the ledger's open entry, written before any upstream is called
     cache         where it is asked for: the answer that is kept, or that another gets just now; else on to an attempt
@@ -14,8 +15,6 @@ Nothing else cleans up. `outcome_of` (`settlement.py`) is the one mapping from h
 """
 
 import asyncio
-
-import structlog
 
 from tidegate.errors import (
     AnswerCut,
@@ -40,8 +39,9 @@ from tidegate.inference.response_cache import replay
 from tidegate.inference.settlement import reserved
 from tidegate.routing.catalogue import PlannedAttempt
 from tidegate.routing.plan import Plan, plan
+from tidegate.telemetry.logging import get_logger
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 
 async def run(gateway: Gateway, exchange: Exchange) -> None:
@@ -52,8 +52,9 @@ async def run(gateway: Gateway, exchange: Exchange) -> None:
     if gateway.drain.draining:
         raise Draining("This server is leaving. Send the request again: another one takes it.")
     client = exchange.client
-    chosen = plan(gateway.catalogue, exchange.call.model, exchange.principal)
-    attempts = fitting_attempts(gateway, chosen, exchange)
+    exchange.serving = serving = gateway.serving
+    chosen = plan(serving.catalogue, exchange.call.model, exchange.principal)
+    attempts = fitting_attempts(chosen, exchange)
     exchange.caching = caching_of(exchange.headers.values, exchange.call, exchange.principal, chosen)
     keepalive_after_s = chosen.model.keepalive_after_s if exchange.call.streamed and chosen.model.keepalive else None
     cost = reserve_cost(exchange.call, chosen)
@@ -88,20 +89,21 @@ async def run(gateway: Gateway, exchange: Exchange) -> None:
         await client.fail_stream(told)
 
 
-def fitting_attempts(gateway: Gateway, chosen: Plan, exchange: Exchange) -> list[PlannedAttempt]:
+def fitting_attempts(chosen: Plan, exchange: Exchange) -> list[PlannedAttempt]:
     """The plan's attempts that can take this request, those behind an open breaker last. Raises `InvalidRequest`."""
+    serving = exchange.serving
     fitting = []
     refusal: InvalidRequest | None = None
     for attempt in chosen.attempts:
         try:
-            gateway.providers[attempt.upstream.name].check(exchange.call.body)
+            serving.providers[attempt.upstream.name].check(exchange.call.body)
         except InvalidRequest as error:
             refusal = refusal or error
         else:
             fitting.append(attempt)
     if not fitting and refusal is not None:
         raise refusal
-    return sorted(fitting, key=lambda attempt: gateway.breakers[attempt.upstream.name].is_open)
+    return sorted(fitting, key=lambda attempt: serving.breakers[attempt.upstream.name].is_open)
 
 
 async def _answer(gateway: Gateway, exchange: Exchange, attempts: list[PlannedAttempt], way: Way) -> None:

@@ -1,17 +1,14 @@
 """What a process needs to serve inference, in one typed place. Opened and closed by the lifespan."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.admission.gate import Gate
-from tidegate.admission.slots import Slots
+from tidegate.inference.observation import RoadMetrics
 from tidegate.inference.response_cache import ResponseCache
+from tidegate.inference.serving import Serving
 from tidegate.ledger.refusals import Refusals
 from tidegate.ledger.reservation import Ledger
-from tidegate.routing.breaker import Breaker
-from tidegate.routing.catalogue import Catalogue, Upstream
-from tidegate.upstream.provider import Provider
 from tidegate.upstream.tokenizer import Tokenizer
 
 
@@ -24,26 +21,16 @@ class DrainState(Protocol):
 
 @dataclass(slots=True)
 class Gateway:
-    """One process's road. `catalogue` is immutable; a request keeps the one it began with.
-
-    `refuses_usage_request` are upstreams that answered `stream_options` with a 400 or 422: learnt, not asked again.
+    """One process's road. `serving` alone changes while it runs: by a reload, at once and as a whole. Whoever reads
+    more than one thing of it takes it once. `observed` is told of each terminal entry.
     """
 
-    catalogue: Catalogue
+    serving: Serving
     ledger: Ledger
     refusals: Refusals
     gate: Gate
-    slots: Mapping[str, Slots]
-    providers: Mapping[str, Provider]
-    breakers: Mapping[str, Breaker]
     tokenizer: Tokenizer
     drain: DrainState
     cache: ResponseCache
     end_user_headers: tuple[str, ...] = ()
-    refuses_usage_request: set[str] = field(default_factory=set)
-
-    def asks_usage(self, upstream: Upstream) -> bool:
-        """Whether streams of this upstream are asked for their usage."""
-        if upstream.usage_request == "auto":
-            return upstream.name not in self.refuses_usage_request
-        return upstream.usage_request == "always"
+    observed: RoadMetrics | None = None

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
-from redis.asyncio import Redis
 
 from tidegate.storage.bounded_redis import BoundedRedis
+from tidegate.storage.redis import RedisClient, workspace_tag
 from tidegate.storage.redis import key as redis_key
-from tidegate.storage.redis import workspace_tag
 
 MOST_BYTES_IN_PROCESS: Final = 64 * 1024 * 1024
 MOST_BYTES_A_WORKSPACE: Final = 64 * 1024 * 1024
@@ -155,7 +154,7 @@ class RedisAnswers:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: RedisClient,
         prefix: str,
         *,
         bounded: BoundedRedis | None = None,

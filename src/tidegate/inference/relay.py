@@ -6,6 +6,7 @@ said so was truncated, and is never given a clean end.
 """
 
 import contextlib
+import time
 
 import anyio
 
@@ -20,6 +21,8 @@ from tidegate.inference.settlement import header_value
 from tidegate.inference.sse import EventSplitter
 from tidegate.ledger.entry import Tokens
 from tidegate.limits.values import nano_usd
+from tidegate.telemetry.metrics.families import TOKEN_GAP
+from tidegate.telemetry.metrics.series import Tally
 from tidegate.upstream.echoed_key import without_key
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -53,7 +56,8 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
     caching = exchange.caching
     copy = None if caching is None or caching.key is None else StreamCopy(live.planned.upstream.name)
     chunks = aiter(live.answer)
-    held = b""
+    gaps = exchange.progress.gaps = Tally(TOKEN_GAP.bounds)
+    deltas, held = 0, b""
     async for data in chunks:
         ready = b""
         for event in splitter.feed(data):
@@ -70,6 +74,9 @@ async def _relay_stream(live: LiveAttempt, exchange: Exchange) -> None:
                     await client.send_events(held + ready)
                 raise _stream_error(live)
             ready += event
+        if reader.deltas != deltas:
+            deltas = reader.deltas
+            gaps.mark(time.perf_counter())
         if not client.has_content and not reader.done:
             held += ready
             continue
@@ -134,6 +141,8 @@ async def _relay_whole(live: LiveAttempt, exchange: Exchange) -> None:
     name = live.planned.upstream.name
     body = await read_bounded(live.answer, name, MAX_ANSWER_BYTES)
     completion = read_completion(body)
+    if live.span is not None:
+        live.span.says = body
     if completion is None:
         raise UpstreamError(f"The upstream {name!r} answered with something that is no chat completion.", upstream=name)
     if completion.usage is not None:

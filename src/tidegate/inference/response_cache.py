@@ -15,7 +15,7 @@ from tidegate.errors import RequestTimeout
 from tidegate.inference.caching import CACHE_HEADER, Caching
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.joining import Flight, Flights, Part
-from tidegate.inference.kept_answers import AnswerKey, KeptAnswer, KeptAnswers
+from tidegate.inference.kept_answers import AnswerKey, KeptAnswer, KeptAnswers, RedisAnswers
 from tidegate.inference.replay import stream_of
 
 
@@ -30,6 +30,11 @@ class ResponseCache:
         self.flights: Flights[AnswerKey, KeptAnswer] = Flights()
         self._answers = answers
         self._clock = clock
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether answers are kept where every worker finds them."""
+        return isinstance(self._answers, RedisAnswers)
 
     @asynccontextmanager
     async def turn(self, exchange: Exchange, caching: Caching) -> AsyncIterator[KeptAnswer | None]:

@@ -24,9 +24,10 @@ from tidegate.errors import (
 from tidegate.inference.client import Client, ClientGone
 from tidegate.inference.exchange import Exchange
 from tidegate.inference.gateway import Gateway
-from tidegate.ledger.entry import Ending, Entry, OpenEntry, Outcome, utc_now
+from tidegate.ledger.entry import Ending, Entry, OpenEntry, Outcome
 from tidegate.ledger.reservation import Reservation
 from tidegate.routing.plan import Plan
+from tidegate.telemetry.logging import bound_entry_id
 
 HUNG_UP_STATUS = 499
 
@@ -81,6 +82,7 @@ def reserved(
         started_at=context.received_at,
     )
     with gateway.ledger.reserve(opened) as reservation:
+        bound_entry_id.set(opened.entry_id)
         client.headers.append((b"x-tidegate-entry-id", str(opened.entry_id).encode()))
         client.headers.append((b"x-tidegate-model", header_value(plan.name)))
         client.headers.extend((name.lower().encode(), value.encode()) for name, value in admitted.headers.items())
@@ -89,12 +91,14 @@ def reserved(
         except BaseException as error:
             context.entry = reservation.settle(_ending(error, reservation, exchange))
             _came_to(admitted, context.entry)
+            _observe(gateway, exchange, plan, admitted)
             if isinstance(error, TidegateError):
                 for name, value in {**admitted.headers, "X-Tidegate-Entry-ID": str(opened.entry_id)}.items():
                     error.headers.setdefault(name, value)
             raise
         context.entry = reservation.settle(_ending(None, reservation, exchange))
         _came_to(admitted, context.entry)
+        _observe(gateway, exchange, plan, admitted)
 
 
 def header_value(text: str) -> bytes:
@@ -108,6 +112,14 @@ def _came_to(admitted: Admitted, entry: Entry) -> None:
         admitted.spent = Spent()
     else:
         admitted.came_to(entry)
+
+
+def _observe(gateway: Gateway, exchange: Exchange, plan: Plan, admitted: Admitted) -> None:
+    entry = exchange.context.entry
+    if gateway.observed is not None and entry is not None:
+        gateway.observed.observe(
+            entry, model=plan.model.name, gaps=exchange.progress.gaps, topped_up_nano=admitted.topped_up
+        )
 
 
 def _ending(error: BaseException | None, reservation: Reservation, exchange: Exchange) -> Ending:
@@ -137,5 +149,5 @@ def _ending(error: BaseException | None, reservation: Reservation, exchange: Exc
         ttft_ms=None if progress.ttft_s is None else round(progress.ttft_s * 1000),
         cache=progress.cache,
         units=progress.units,
-        ended_at=utc_now(),
+        ended_at=exchange.context.now(),
     )

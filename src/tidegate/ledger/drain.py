@@ -5,7 +5,9 @@ a batch that was half known to have arrived is sent again whole.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
 import anyio
@@ -18,7 +20,7 @@ _COALESCE_S = 0.1
 _IDLE_S = 1.0
 _MOST_BACK_OFF_S = 5.0
 _BATCH_BYTES = 1024 * 1024
-_INSERT_WITHIN_S = 30.0
+_BATCH_WITHIN_S = 30.0
 
 log = get_logger(__name__)
 
@@ -42,8 +44,27 @@ class Drain:
         self._segment = 1
         self._offset = 0
         self._wake = asyncio.Event()
+        self._moved = 0
+        self._moving_first_at: datetime | None = None
         self.behind = False
         self.unreadable_lines = 0
+        # What was written before this is in the store.
+        self._complete_to = time.monotonic()
+
+    @property
+    def lag_s(self) -> float:
+        """For how long the store lacks something that is in the journal; 0 where it lacks nothing."""
+        return 0.0 if self._is_caught_up() else max(0.0, time.monotonic() - self._complete_to)
+
+    @property
+    def waiting(self) -> int:
+        """Terminal entries of the journal that the store does not have yet."""
+        return max(0, self._journal.settled - self._moved)
+
+    @property
+    def waiting_since(self) -> datetime | None:
+        """When the oldest of them became terminal."""
+        return (self._moving_first_at or self._journal.settled_first_at) if self.waiting else None
 
     def wake(self) -> None:
         """There is something new."""
@@ -75,8 +96,9 @@ class Drain:
 
     async def _try_once(self) -> bool:
         try:
-            with anyio.fail_after(_INSERT_WITHIN_S):
-                await self._move()
+            began = time.monotonic()
+            await self._move()
+            self._complete_to = began
         except Exception as error:  # noqa: BLE001 - an edge: whatever the database's driver raises, the entries wait
             if not self.behind:
                 log.warning(
@@ -90,29 +112,45 @@ class Drain:
         return True
 
     async def _move(self) -> None:
-        while True:
-            # Asked before reading: what is written while we read must not be taken for the end of a closed segment.
-            written = self._journal.position[0]
-            reading = await asyncio.to_thread(self._read)
-            entries = [record.entry for record in reading.records if isinstance(record, Settled)]
-            if entries:
-                await self._store.insert(entries)
-            has_more = reading.offset != self._offset
-            self._offset = reading.offset
-            # Only now: a batch that the store did not take is read again.
-            self._note_unreadable(reading)
+        self._moving_first_at = self._moving_first_at or self._journal.settled_first_at
+        self._journal.settled_first_at = None
+        # As far as it is written now: while requests come there is always more, and a round has to end.
+        target = self._journal.position
+        while (self._segment, self._offset) < target:
+            with anyio.fail_after(_BATCH_WITHIN_S):
+                has_more = await self._move_batch()
             if has_more:
                 continue
-            if self._segment >= written:
+            if self._segment >= target[0]:
                 break
             self._segment += 1
             self._offset = 0
         if unwritten := self._journal.take_unwritten():
-            await self._insert_unwritten(unwritten)
+            with anyio.fail_after(_BATCH_WITHIN_S):
+                await self._insert_unwritten(unwritten)
+            self._moved += len(unwritten)
+        self._moving_first_at = None
+        if self._is_caught_up():
+            # What a bad block of the disk spoiled waits for nobody.
+            self._moved = self._journal.settled
         if not self._journal.has_unwritten:
             # Of an entry that only memory holds, the open record is all that would survive us.
             for segment in self._journal.removable(before=self._segment):
                 self._journal.remove(segment)
+
+    async def _move_batch(self) -> bool:
+        """Whether there was anything to read."""
+        reading = await asyncio.to_thread(self._read)
+        entries = [record.entry for record in reading.records if isinstance(record, Settled)]
+        if entries:
+            self._moving_first_at = entries[0].ended_at
+            await self._store.insert(entries)
+            self._moved += len(entries)
+        has_more = reading.offset != self._offset
+        self._offset = reading.offset
+        # Only now: a batch that the store did not take is read again.
+        self._note_unreadable(reading)
+        return has_more
 
     async def _insert_unwritten(self, entries: list[Entry]) -> None:
         try:

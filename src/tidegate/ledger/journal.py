@@ -88,6 +88,9 @@ class Journal:
         self._opened_in: dict[uuid.UUID, int] = {}
         self._open_by_segment: Counter[int] = Counter()
         self._unwritten: list[Entry] = []
+        # Entries that became terminal, and when the first of them did since somebody looked.
+        self.settled = 0
+        self.settled_first_at: datetime | None = None
         self._kept: list[int] = []
         self._fd = self._next_segment()
 
@@ -117,7 +120,7 @@ class Journal:
         try:
             self._write(Opened(entry))
         except OSError as error:
-            raise Unavailable(f"The journal cannot be written: {error.strerror}. The request was not begun.") from error
+            raise _unwritable(error, "The request was not begun.") from error
         self._opened_in[entry.entry_id] = self._segment
         self._open_by_segment[self._segment] += 1
 
@@ -126,7 +129,7 @@ class Journal:
         try:
             self._write(record)
         except OSError as error:
-            raise Unavailable(f"The journal cannot be written: {error.strerror}. No upstream was called.") from error
+            raise _unwritable(error, "No upstream was called.") from error
 
     def progress(self, record: Progress) -> None:
         """Writes how far a stream is. A disk that does not take it loses nothing but precision after a crash."""
@@ -147,6 +150,9 @@ class Journal:
         segment = self._opened_in.pop(entry.entry_id, None)
         if segment is not None:
             self._open_by_segment[segment] -= 1
+            self.settled += 1
+            if self.settled_first_at is None:
+                self.settled_first_at = entry.ended_at
 
     def take_unwritten(self) -> list[Entry]:
         """Terminal entries that the disk did not take. At most one a request that was open when it filled up."""
@@ -203,6 +209,11 @@ class Journal:
         self._kept.append(self._segment)
         self._size = 0
         return fd
+
+
+def _unwritable(error: OSError, what_it_means: str) -> Unavailable:
+    told = f"The journal cannot be written: {error.strerror}. {what_it_means}"
+    return Unavailable(told, headers={"Retry-After": "1"})
 
 
 def attempt_row(

@@ -46,7 +46,8 @@ async def recover(root: Path, store: EntryStore, now: datetime) -> int:
             left_open = await asyncio.to_thread(_left_open, directory, now)
             await _insert_settled(directory, store)
             await _insert(store, left_open)
-            shutil.rmtree(directory, ignore_errors=True)
+            # A thread's: the kernel takes a millisecond for 8 MiB.
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
             interrupted += len(left_open)
     await asyncio.to_thread(_remove_abandoned, root)
     return interrupted
@@ -84,7 +85,7 @@ def _left_open(directory: Path, now: datetime) -> list[Entry]:
 
 
 async def _insert_settled(directory: Path, store: EntryStore) -> None:
-    for path in _segments(directory):
+    for path in await asyncio.to_thread(_segments, directory):
         readings = _readings(path)
         while (reading := await asyncio.to_thread(next, readings, None)) is not None:
             await _insert(store, [record.entry for record in reading.records if isinstance(record, Settled)])
@@ -97,18 +98,20 @@ async def _insert(store: EntryStore, entries: Sequence[Entry]) -> None:
 
 def _interrupted(opened: OpenEntry, last: AttemptBegun | None, output_tokens: int, now: datetime) -> Entry:
     attempts = []
+    # The clock may have been set back since.
+    ended_at = max(now, opened.started_at, last.started_at if last else now)
     if last is not None:
         tokens = Tokens(input=last.input_tokens, output=output_tokens)
         attempts = [
             *last.ended,
-            attempt_row(last, outcome="interrupted", usage=Usage(tokens, "estimated"), ended_at=now),
+            attempt_row(last, outcome="interrupted", usage=Usage(tokens, "estimated"), ended_at=ended_at),
         ]
     ending = Ending(
         outcome="interrupted",
         status=None,
         error_code="internal_error",
         upstream=last.upstream if last else None,
-        ended_at=now,
+        ended_at=ended_at,
     )
     return close_entry(opened, attempts, ending)
 

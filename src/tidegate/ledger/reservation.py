@@ -60,20 +60,27 @@ class Reservation:
         self._journal.begin_attempt(self._begun)
 
     def end_attempt(
-        self, *, outcome: Outcome, usage: Usage, status: int | None, upstream_request_id: str | None
-    ) -> None:
-        """Makes the begun attempt a row."""
+        self,
+        *,
+        outcome: Outcome,
+        usage: Usage,
+        status: int | None,
+        upstream_request_id: str | None,
+        ended_at: datetime,
+    ) -> Attempt:
+        """Makes the begun attempt a row, and returns it."""
         assert self._begun is not None, "an attempt ends that never began"
         row = attempt_row(
             self._begun,
             outcome=outcome,
             usage=usage,
-            ended_at=utc_now(),
+            ended_at=ended_at,
             status=status,
             upstream_request_id=upstream_request_id,
         )
         self._attempts.append(row)
         self._begun = None
+        return row
 
     def note_progress(self) -> None:
         """Writes how far the stream is, where it is further than the last time."""
@@ -133,9 +140,24 @@ class Ledger:
         return self._journal.open_entries
 
     @property
+    def waiting_entries(self) -> int:
+        """Terminal entries of this process that are in the journal and not in the database yet."""
+        return self._drain.waiting
+
+    @property
+    def oldest_waiting_at(self) -> datetime | None:
+        """When the oldest of them became terminal, UTC."""
+        return self._drain.waiting_since
+
+    @property
     def is_behind(self) -> bool:
         """Whether the database did not take the last batch: entries wait in the journal."""
         return self._drain.behind
+
+    @property
+    def lag_s(self) -> float:
+        """For how long the database lacks something that the journal has; 0 where it lacks nothing."""
+        return self._drain.lag_s
 
     @contextmanager
     def reserve(self, opened: OpenEntry) -> Iterator[Reservation]:

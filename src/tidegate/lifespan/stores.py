@@ -4,14 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-
 from tidegate.lifespan.surroundings import Surroundings
 from tidegate.settings import Settings
 from tidegate.storage.changes import Changes
 from tidegate.storage.database import Database
 from tidegate.storage.read_through import ReadThrough
-from tidegate.storage.redis import close_redis, open_redis
+from tidegate.storage.redis import RedisClient, close_redis, open_redis
+from tidegate.storage.tls import database_tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,7 @@ class Stores:
     """`redis` is None where the stores are in the process."""
 
     database: Database
-    redis: Redis | None
+    redis: RedisClient | None
     changes: Changes
     read_through: ReadThrough
 
@@ -28,10 +27,14 @@ class Stores:
 async def open_stores(settings: Settings, surroundings: Surroundings) -> AsyncIterator[Stores]:
     async with AsyncExitStack() as stack:
         database = await Database.open(
-            settings.database_url, pool_size=surroundings.pool_size, max_overflow=surroundings.max_overflow
+            settings.database_url,
+            pool_size=surroundings.pool_size,
+            max_overflow=surroundings.max_overflow,
+            tls=database_tls(settings.database),
+            pooler=settings.database.pooler,
         )
         stack.push_async_callback(database.aclose)
-        redis = open_redis(settings)
+        redis = open_redis(settings, max_connections=surroundings.redis_connections)
         if redis is not None:
             stack.push_async_callback(close_redis, redis)
         changes = await stack.enter_async_context(Changes.running(settings))

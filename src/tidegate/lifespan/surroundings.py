@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tidegate.inference.gateway import DrainState
 from tidegate.routing.configuration import CatalogueSource
+from tidegate.storage.redis import MOST_CONNECTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,12 @@ class ServedProcess(Protocol):
 
     def report(self) -> dict[str, Any]:
         """What this process is, as JSON takes it: `state` and `catalogue_version` at least."""
+
+    async def facts(self, request_id: str | None = None) -> dict[str, Any]:
+        """What is so in this process, as JSON takes it and without a secret: what `tidegate check` judges by.
+
+        Where a request is named, its entries of the ledger too.
+        """
 
 
 class Supervisor(Protocol):
@@ -49,14 +56,15 @@ class NoSupervisor:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the server gives its app: this worker's share of database connections, how many workers there are (of all
-    servers), word of its leaving, and who stands above.
+    """What the server gives its app: this worker's share of connections to the database and to Redis, how many workers
+    there are (of all servers), word of its leaving, and who stands above.
 
     `leaving` is entered on the running loop, when the server's own signal handlers stand.
     """
 
     pool_size: int = 5
     max_overflow: int = 5
+    redis_connections: int = MOST_CONNECTIONS
     workers: int = 1
     leaving: Callable[[], AbstractContextManager[DrainState]] = lambda: nullcontext(NeverLeaving())
     supervisor: Supervisor = field(default_factory=NoSupervisor)

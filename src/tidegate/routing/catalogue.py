@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from tidegate.ledger.prices import Price, price_from_catalogue, price_from_table
+from tidegate.settings.references import is_reference
 from tidegate.upstream.addresses import fault_of_url
 
 Provider = Literal["openai", "local", "echo"]
@@ -250,7 +251,9 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """All models and upstreams. `version` tells two catalogues apart: it is of what they say."""
+    """All models and upstreams. `version` tells two catalogues apart: it is of all that they say, but of keys only of
+    where they stand.
+    """
 
     upstreams: dict[str, Upstream]
     models: tuple[Model, ...]
@@ -266,6 +269,11 @@ class Catalogue:
         patterns = [model for model in self.models if model.name.endswith("*") and model.matches(name)]
         return max(patterns, key=lambda model: len(model.name), default=None)
 
+    def groups_of(self, name: str) -> tuple[str, ...]:
+        """The groups of the model of this name, none where there is no such model."""
+        model = self.find(name)
+        return () if model is None else model.groups
+
 
 def build_catalogue(table: CatalogueTable, secrets: dict[str, SecretStr | None]) -> Catalogue:
     """The catalogue of a valid file, with its secrets resolved."""
@@ -275,9 +283,17 @@ def build_catalogue(table: CatalogueTable, secrets: dict[str, SecretStr | None])
         upstreams=upstreams,
         models=models,
         default_model=table.default_model,
-        version=hashlib.sha256(table.model_dump_json().encode()).hexdigest()[:12],
+        version=_version(table),
         by_name={model.name: model for model in models if not model.name.endswith("*")},
     )
+
+
+def _version(table: CatalogueTable) -> str:
+    # A secret's dump is asterisks. Where it stands is told of it, and is no secret; a literal, which only development
+    # takes, stays out: a digest would let a weak one be guessed.
+    keys = {name: upstream.api_key.get_secret_value() for name, upstream in table.upstreams.items() if upstream.api_key}
+    places = [(name, key) for name, key in keys.items() if is_reference(key)]
+    return hashlib.sha256(f"{table.model_dump_json()}{places!r}".encode()).hexdigest()[:12]
 
 
 def embedded_table() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tidegate.routing.catalogue import (
     PriceTable,
     QueueLimits,
     Timeouts,
+    Upstream,
     UpstreamTable,
     build_catalogue,
     catalogue_path,
@@ -66,9 +67,20 @@ def load_catalogue(settings: Settings) -> Catalogue:
 
 def parse_catalogue(settings: Settings, written: CatalogueSource) -> Catalogue:
     """What was written, as a value; the secrets that it refers to are read now. Raises `CatalogueError`."""
+    table = parse_table(written)
+    if written.text is None:
+        return build_catalogue(table, {})
+    secrets, faults = _resolve(settings, written.name, written.text, table)
+    if faults:
+        raise CatalogueError(faults)
+    return build_catalogue(table, secrets)
+
+
+def parse_table(written: CatalogueSource) -> CatalogueTable:
+    """What was written, with every default, and secrets as they were referred to. Raises `CatalogueError`."""
     source, text = written.name, written.text
     if text is None:
-        return build_catalogue(CatalogueTable.model_validate(embedded_table()), {})
+        return CatalogueTable.model_validate(embedded_table())
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -79,14 +91,10 @@ def parse_catalogue(settings: Settings, written: CatalogueSource) -> Catalogue:
             [f'{source}:{line}: models are an array: write [[models]] with name = "…", not [models.name]']
         )
     try:
-        table = CatalogueTable.model_validate(tables)
+        return CatalogueTable.model_validate(tables)
     except ValidationError as error:
         faults = list(_faults(source, text, error.errors(include_url=False, include_input=False)))
         raise CatalogueError(faults) from None
-    secrets, faults = _resolve(settings, source, text, table)
-    if faults:
-        raise CatalogueError(faults)
-    return build_catalogue(table, secrets)
 
 
 def read_catalogue(settings: Settings) -> CatalogueSource:
@@ -101,6 +109,29 @@ def read_catalogue(settings: Settings) -> CatalogueSource:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise CatalogueError([f"TIDEGATE_CONFIG: {path} cannot be read: {reason}"]) from None
+
+
+def faults_of_replacing(before: Catalogue, after: Catalogue, written: CatalogueSource) -> list[str]:
+    """Why `after`, as it was `written`, cannot take the place of `before` in a server that runs; none where it can.
+
+    The local model is a child of the server's root: what it is started with is what a reload cannot change.
+    """
+    ours, theirs = _local(before), _local(after)
+    text = written.text or ""
+    if ours is None and theirs is not None:
+        told = "a reload cannot start the local model: restart the server"
+        return [_told(written.name, text, ("upstreams", theirs.name, "provider"), told)]
+    if ours is not None and theirs is None:
+        told = f'the upstream {ours.name!r} of provider "local" is gone, and a reload cannot stop the local model: '
+        return [_told(written.name, text, ("upstreams",), told + "restart the server, or keep it")]
+    if ours is not None and theirs is not None and ours.max_concurrency != theirs.max_concurrency:
+        told = f"a reload cannot change the {ours.max_concurrency} slots of the local model: restart the server"
+        return [_told(written.name, text, ("upstreams", theirs.name, "max_concurrency"), told)]
+    return []
+
+
+def _local(catalogue: Catalogue) -> Upstream | None:
+    return next((upstream for upstream in catalogue.upstreams.values() if upstream.provider == "local"), None)
 
 
 def open_key_files(settings: Settings) -> list[str]:

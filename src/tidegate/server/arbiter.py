@@ -1,12 +1,16 @@
 """The server of production: gunicorn, configured in code, started by the root as `python -m tidegate.server.arbiter`.
 
 It never exits while a worker of its own lives, ends when the root is gone, and leaves no signal unheard while it forks.
+Of gunicorn's signals only those that stop keep their meaning. SIGUSR2 retires all workers, and ends it after them;
+worn workers are replaced one by one, each by a replacement that serves before it leaves.
 """
 
 import os
 import queue
+import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +20,30 @@ from setproctitle import setproctitle
 from starlette.types import ASGIApp
 
 from tidegate.server import lifeline
-from tidegate.server.bounds import worker_bound_s
+from tidegate.server.bounds import retiring_bound_s, worker_bound_s
 from tidegate.server.http_server import KEEP_ALIVE_S
 from tidegate.server.listening import BACKLOG
 from tidegate.server.opening import Opening, hush, serve
+from tidegate.server.recycling import Crew, WordPipe
 from tidegate.server.worker import TidegateWorker
 from tidegate.telemetry.gunicorn_logger import GunicornLogger
 from tidegate.telemetry.logging import configure_logging
 
 # A worker whose loop does not turn for this long is killed and replaced.
 _STALL_S = 30
+# Between two forks, so that not all of a start's work falls together; gunicorn's own.
+_SPREAD_S = 0.1
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn makes and unlinks its file there with mkstemp
 
 
 class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
-    """What gunicorn runs. Of the pipe `arbiter_lifeline` only the arbiter holds the writing end."""
+    """What gunicorn runs. Only the arbiter holds the writing end of `arbiter_lifeline`, and reads `words`."""
 
     def __init__(self, opening: Opening) -> None:
         self.opening = opening
         self.settings = opening.settings
         self.arbiter_lifeline, self._alive = os.pipe()
+        self.words = WordPipe()
         super().__init__()
 
     def load_config(self) -> None:
@@ -57,6 +65,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
             # Longer than a worker's own bound, or gunicorn kills it with streams and ledger unfinished.
             "graceful_timeout": worker_bound_s(self.settings),
             "keepalive": KEEP_ALIVE_S,
+            # Ours counts: gunicorn's worker would leave before another has come.
             "max_requests": 0,
             "control_socket_disable": True,
             "proc_name": "tidegate",
@@ -68,40 +77,77 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
             "post_fork": self._enter_worker,
         }
 
-    def _enter_worker(self, arbiter: Any, worker: Any) -> None:
-        del worker
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_DFL)
+    def _enter_worker(self, arbiter: Any, worker: TidegateWorker) -> None:
+        worker.init_signals()
         os.close(self._alive)
-        if _was_told_to_stop(arbiter.SIG_QUEUE):
+        self.words.enter_worker()
+        missed = _missed(arbiter.SIG_QUEUE)
+        if missed & {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}:
             sys.exit(0)
+        if signal.SIGUSR2 in missed:
+            worker.retire()
         setproctitle("tidegate: worker")
         configure_logging(self.settings, process="worker")
         hush(self.settings)
 
 
-class _RootedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
+class RootedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
     """Stops as by SIGTERM when the root is gone: looked at in every round, at most a second apart."""
+
+    def __init__(self, application: Application) -> None:
+        super().__init__(application)
+        self._words = application.words
+        self._retiring_bound_s = retiring_bound_s(application.settings)
+        self._crew = Crew(application.opening.workers)
+        self._leave_by: dict[int, float] = {}
 
     def murder_workers(self) -> None:
         if lifeline.has_ended():
             self.log.warning("the root is gone: stopping")
             raise StopIteration
         super().murder_workers()
+        for pid in [pid for pid, deadline in self._leave_by.items() if time.monotonic() > deadline]:
+            del self._leave_by[pid]
+            if pid in self.WORKERS:
+                self.log.error("Worker (pid:%s) was to retire and did not end in time: it is killed", pid)
+                self.kill_worker(pid, signal.SIGKILL)
+
+    def manage_workers(self) -> None:
+        """In every round, instead of gunicorn's own, which would end what is one too many."""
+        for word, pid in self._words.heard():
+            self._crew.hear(word, pid)
+        orders = self._crew.orders(self.WORKERS)
+        for pid in orders.retire:
+            self.log.info("Worker (pid:%s) retires: others take its place", pid)
+            self._leave_by[pid] = time.monotonic() + self._retiring_bound_s
+            self.kill_worker(pid, signal.SIGUSR2)
+        for _ in range(orders.start):
+            self.spawn_worker()
+            time.sleep(_SPREAD_S * random.random())  # noqa: S311 - no secret
+        if self._crew.retires and not self.WORKERS:
+            raise StopIteration
+
+    def handle_usr2(self) -> None:
+        self._crew.retires = True
+
+    def handle_hup(self) -> None:
+        self.log.warning("this signal is the root's to take: nothing was changed")
+
+    handle_usr1 = handle_ttin = handle_ttou = handle_winch = handle_hup
 
 
-def _was_told_to_stop(signals: "queue.SimpleQueue[int]") -> bool:
-    """Whether a stop came between the fork and now: gunicorn's inherited handler only put it into this copy."""
+def _missed(signals: "queue.SimpleQueue[int]") -> set[int]:
+    """What came between the fork and now: gunicorn's inherited handler only put it into this copy."""
+    missed = set()
     while True:
         try:
-            if signals.get_nowait() in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                return True
+            missed.add(signals.get_nowait())
         except queue.Empty:
-            return False
+            return missed
 
 
 def _run(opening: Opening) -> None:
-    _RootedArbiter(Application(opening)).run()
+    RootedArbiter(Application(opening)).run()
 
 
 if __name__ == "__main__":

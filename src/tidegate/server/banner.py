@@ -38,6 +38,7 @@ def credentials(made: Mapping[str, str] | None) -> str:
     lines = []
     if "admin_password" in made:
         lines += [f"    e-mail     {made['admin_email']}", f"    password   {made['admin_password']}"]
+        lines += ["               (made up, so it ends within days: choose your own on the dashboard)"]
     if "api_key" in made:
         lines += [f"    API key    {made['api_key']}"]
     return "\n".join(["", "  The first admin and key, shown only now:", *lines, ""]) if lines else ""

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
 _LOOK_S = 0.05
@@ -50,15 +50,20 @@ class Child:
 
     def __init__(self, running: Running, lifeline: int) -> None:
         self._running = running
-        self._lifeline = lifeline
+        self._lifeline: int | None = lifeline
 
     @classmethod
-    async def start(cls, command: Sequence[str], *, descriptors: Sequence[int] = ()) -> Self:
-        """Starts a command that inherits `descriptors` by their numbers, standard output and standard error."""
+    async def start(
+        cls, command: Sequence[str], *, descriptors: Sequence[int] = (), environ: Mapping[str, str] | None = None
+    ) -> Self:
+        """Starts a command that inherits `descriptors` by their numbers, standard output and standard error.
+
+        `environ` is its environment, else ours.
+        """
         reading, lifeline = os.pipe()
         try:
             running = await asyncio.create_subprocess_exec(
-                *command, stdin=reading, pass_fds=descriptors, start_new_session=True
+                *command, stdin=reading, pass_fds=descriptors, env=environ, start_new_session=True
             )
         except BaseException:
             os.close(lifeline)
@@ -100,8 +105,10 @@ class Child:
         self._send_group(signal.SIGKILL)
 
     def release(self) -> None:
-        """Lets go of the lifeline."""
-        os.close(self._lifeline)
+        """Lets go of the lifeline. May be called again."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
 
     async def _group_gone(self) -> None:
         """Ends what the leader left behind. A leader that ended rightly left nothing."""

@@ -1,26 +1,55 @@
 """What has to be so before a server starts, beyond what each setting says: judged together, told at once."""
 
+from dataclasses import dataclass
+
 from tidegate.auth.guessing import is_guessed_soon
 from tidegate.routing.catalogue import Catalogue
-from tidegate.routing.configuration import CatalogueError, load_catalogue
+from tidegate.routing.configuration import CatalogueError, CatalogueSource, parse_catalogue, read_catalogue
 from tidegate.server.refusal import StartRefused
 from tidegate.settings import Settings, SettingsError
 from tidegate.settings.secrets import placeholder
 
 
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The catalogue that a server starts with, and what was written of it."""
+
+    source: CatalogueSource
+    catalogue: Catalogue
+
+
 def require_conditions(settings: Settings) -> Catalogue:
     """The catalogue of these settings. Raises `StartRefused` with every fault of it, and of the bootstrap password."""
+    return starting_conditions(settings).catalogue
+
+
+def starting_conditions(settings: Settings) -> Conditions:
+    """The same with what was written."""
     faults: list[str] = []
-    catalogue = None
+    conditions = None
     try:
-        catalogue = load_catalogue(settings)
+        source = read_catalogue(settings)
+        conditions = Conditions(source, parse_catalogue(settings, source))
     except CatalogueError as error:
         faults += error.faults
     if settings.in_production and (fault := _password_fault(settings)):
         faults.append(fault)
-    if catalogue is None or faults:
+    if conditions is None or faults:
         raise StartRefused(*faults)
-    return catalogue
+    return conditions
+
+
+def require_shared_stores(settings: Settings, workers: int) -> None:
+    """What several workers share must be outside of them, in development too. Raises `StartRefused`."""
+    if workers == 1:
+        return
+    faults = []
+    if settings.redis.url is None:
+        faults.append("TIDEGATE_REDIS__URL: needed for more than one worker; or set TIDEGATE_SERVER__WORKERS=1")
+    if settings.on_sqlite:
+        faults.append("TIDEGATE_DATABASE__URL: SQLite serves one worker; use PostgreSQL or TIDEGATE_SERVER__WORKERS=1")
+    if faults:
+        raise StartRefused(*faults)
 
 
 def every_fault(refusal: SettingsError) -> list[str]:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """`pool` is for the workers (None on SQLite, which needs no arithmetic), `made` for the root's banner.
+    """`pool` is for the workers (None on SQLite without Redis, which need no arithmetic), `made` for the root's banner.
 
     Of `made` only what was generated just now is there: `admin_email`, `admin_password`, `api_key`.
     """

@@ -3,6 +3,9 @@
 A stop lets running requests finish for `drain_s`, cancels what is left, waits until that has settled, and only then
 runs the lifespan's end, which closes what settling needs. uvicorn alone would run it beside them. `hurry` shortens the
 first wait to nothing.
+
+A server that retires has others beside it that take new connections: it accepts none, serves what comes on those that
+it has, each for the last time, and stops once there is none or its time is over.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from tidegate.http.protocol import TidegateHttpProtocol
-from tidegate.server.bounds import SETTLE_S
+from tidegate.server.bounds import KEPT_IDLE_S, SETTLE_S
 from tidegate.server.listening import BACKLOG
 from tidegate.settings import Settings
 
@@ -47,12 +50,35 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 
 
 class GracefulServer(uvicorn.Server):
-    """A uvicorn whose stop by signal is a normal end: the process is not killed again by the signal it got."""
+    """A uvicorn whose stop by signal is a normal end: the process is not killed again by the signal it got.
+
+    A subclass may have another bound.
+    """
+
+    kept_idle_s: float = KEPT_IDLE_S
 
     def __init__(self, config: uvicorn.Config, *, drain_s: float) -> None:
         super().__init__(config)
         self._drain_s = drain_s
         self._hurried = False
+        self._retires = False
+
+    @property
+    def requests(self) -> int:
+        """How many were answered."""
+        return self.server_state.total_requests
+
+    def retire(self) -> None:
+        """Others take this server's place. May be called from a signal's handler, and before the server has begun."""
+        self._retires = True
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._retires
+
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        if self._retires and not self.should_exit:
+            await self._see_requests_out()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A second SIGINT hurries; a second SIGTERM does not: gunicorn sends it every second to a worker too many."""
@@ -65,6 +91,28 @@ class GracefulServer(uvicorn.Server):
         """Stops now: running requests are cancelled instead of waited for."""
         self.should_exit = True
         self._hurried = True
+
+    async def _see_requests_out(self) -> None:
+        """Every request has the drain's time from its own begin, since the last may come when the idle time ends."""
+        logger.info("retiring: no new connections")
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.kept_idle_s + self._drain_s
+        counter = 0
+        while not self.should_exit and loop.time() < deadline:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, TidegateHttpProtocol):
+                    connection.retire(self.kept_idle_s)
+            await asyncio.sleep(_TICK_S)
+            counter += 1
+            await super().on_tick(counter)
+            # Looked at after the pause: a connection that was accepted just before is there only then.
+            if not self.server_state.connections and not self.server_state.tasks:
+                break
+        if not self.should_exit:
+            # What is left had its time.
+            self._drain_s = 0
 
     async def _wait_tasks_to_complete(self) -> None:
         loop = asyncio.get_running_loop()

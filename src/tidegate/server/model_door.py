@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 
@@ -20,6 +20,8 @@ from tidegate.server.model_slots import Claim, ModelSlots
 
 _ASK_WITHIN_S = 5.0
 _LONGEST_ASK = 1024
+# Who asks for their place and does not read the answers gets no more of them.
+_MOST_UNREAD = 4096
 # As many as the kernel grants: a burst of workers' requests connects faster than one loop accepts.
 _BACKLOG = 4096
 
@@ -78,7 +80,7 @@ class Door:
                 ask = msgspec.json.decode(await reader.readline(), type=Ask)
             if ask.ask == "slot":
                 await self._serve_claim(ask, reader, writer)
-            else:
+            elif ask.ask == "status":
                 is_ready = self._slots.opened.is_set()
                 _tell(writer, Told(ready=is_ready, in_use=self._slots.in_use, waiting=self._slots.waiting))
         except (OSError, ValueError, RecursionError):
@@ -88,17 +90,22 @@ class Door:
             writer.close()
 
     async def _serve_claim(self, ask: Ask, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        claim = self._slots.ask(may_wait=ask.wait)
+        claim = self._slots.ask(ask)
         if claim is None:
-            _tell(writer, Told(status="busy"))
+            _tell(writer, Told(status="busy", retry_ms=self._slots.retry_ms()))
             return
-        gone = asyncio.get_running_loop().create_task(_until_gone(reader))
+
+        def tell_place() -> None:
+            if not claim.granted.done() and writer.transport.get_write_buffer_size() < _MOST_UNREAD:
+                self._tell_standing(writer, self._slots.place(claim))
+
+        gone = asyncio.get_running_loop().create_task(_until_gone(reader, tell_place))
         try:
             if not self._slots.opened.is_set():
-                _tell(writer, Told(status="loading"))
+                self._tell_standing(writer)
                 await _first(gone, self._slots.opened.wait())
             if not claim.granted.done():
-                _tell(writer, Told(status="waiting"))
+                self._tell_standing(writer)
                 await asyncio.wait((gone, claim.granted), return_when=asyncio.FIRST_COMPLETED)
             if not gone.done():
                 _tell(writer, self._grant(claim))
@@ -107,16 +114,22 @@ class Door:
             gone.cancel()
             self._slots.leave(claim)
 
+    def _tell_standing(self, writer: asyncio.StreamWriter, place: int = 0) -> None:
+        """To one who waits: for what, and at which place where that was asked."""
+        status: Literal["waiting", "loading"] = "waiting" if self._slots.opened.is_set() else "loading"
+        _tell(writer, Told(status=status, place=place, retry_ms=self._slots.retry_ms()))
+
 
 def _tell(writer: asyncio.StreamWriter, told: Told) -> None:
     # Never more than a few hundred bytes a connection: there is nothing to wait for.
     writer.write(msgspec.json.encode(told) + b"\n")
 
 
-async def _until_gone(reader: asyncio.StreamReader) -> None:
+async def _until_gone(reader: asyncio.StreamReader, tell_place: Callable[[], None]) -> None:
+    """Whatever is said here asks for the place: a worker has nothing else to say."""
     with contextlib.suppress(OSError):
         while await reader.read(_LONGEST_ASK):
-            pass
+            tell_place()
 
 
 async def _first(task: "asyncio.Task[None]", other: "asyncio._CoroutineLike[object]") -> None:

@@ -1,8 +1,8 @@
 """The local model's slots, counted: who holds one, who waits, and at which the model may still be at work.
 
-A slot is granted first in, first out. It is free again when its holder left *and* the model has ended what it did for
-it: the model goes on for a while after a hang-up, and one more request than it has slots would wait inside of it, where
-nobody can call it back.
+Slots are granted in the fair order of every upstream's queue (`admission/fair_queue.py`). A slot is free again when its
+holder left *and* the model has ended what it did for it: the model goes on for a while after a hang-up, and one more
+request than it has slots would wait inside of it, where nobody can call it back.
 
 Nothing here awaits or opens a socket.
 """
@@ -13,16 +13,25 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tidegate.admission.fair_queue import FairQueue, Ticket
+from tidegate.admission.model_gate import Ask
+
+_FIRST_RETRY_MS = 1000
+_MOST_RETRY_MS = 60_000
+# What one gap between two slots that came free says of the next.
+_SMOOTHING = 0.1
+
 
 class Claim:
     """One worker's wish for a slot: it waits, is granted, and is left.
 
     `token` is the key that calls of this claim carry; `turn` lets them pass one by one, `calls` are those that are
-    there, the ones that wait for their turn included.
+    there, the ones that wait for their turn included. `ticket` is its place in the queue.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ask: Ask) -> None:
         self.token = secrets.token_urlsafe(32)
+        self.ticket = Ticket("", self.token, ask.flow, ask.size, ask.weight)
         self.granted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.turn = asyncio.Lock()
         self.calls = 0
@@ -35,7 +44,7 @@ class ModelSlots:
 
     >>> slots = ModelSlots(4)
     >>> slots.open()
-    >>> claim = slots.ask(may_wait=True)
+    >>> claim = slots.ask(Ask("slot", queue_length=100, flow="key-a", size=900))
     >>> await claim.granted
     0
     >>> slots.leave(claim)
@@ -45,7 +54,9 @@ class ModelSlots:
         self.opened = asyncio.Event()
         # The lowest first, so that a single user stays on one slot of ours and the figures are easy to read.
         self._free = list(range(count))
-        self._queue: dict[Claim, None] = {}
+        self._queue = FairQueue()
+        self._waiting: dict[str, Claim] = {}
+        self._pace = _Pace()
         self._holders: dict[str, Claim] = {}
         self._count = count
 
@@ -56,27 +67,40 @@ class ModelSlots:
 
     @property
     def waiting(self) -> int:
-        return len(self._queue)
+        return len(self._waiting)
 
     def open(self) -> None:
         """The model answers: from now on slots are granted."""
         self.opened.set()
         self._grant()
 
-    def ask(self, *, may_wait: bool) -> Claim | None:
-        """A claim at the queue's end, granted at once where it can be. None where it would wait and may not."""
-        if not may_wait and (self._queue or not self._free or not self.opened.is_set()):
+    def ask(self, ask: Ask) -> Claim | None:
+        """A claim in the queue, granted at once where it can be. None where it would wait and the queue is full."""
+        must_wait = self._waiting or not self._free or not self.opened.is_set()
+        if must_wait and len(self._waiting) >= ask.queue_length:
             return None
-        claim = Claim()
-        self._queue[claim] = None
+        if not self._waiting:
+            self._pace.begin()
+        claim = Claim(ask)
+        self._waiting[claim.token] = claim
+        self._queue.push(claim.ticket)
         self._grant()
         return claim
+
+    def place(self, claim: Claim) -> int:
+        """About how many are served up to this one: 1 is next. 0 where it does not wait."""
+        return self._queue.place(claim.ticket) if claim.token in self._waiting else 0
+
+    def retry_ms(self) -> int:
+        """When the queue may have been served, at the pace that was seen."""
+        return self._pace.for_queue(len(self._waiting))
 
     def leave(self, claim: Claim) -> None:
         """The claim's worker is done or gone, whether it waited or held. What it still has at the model is cut."""
         claim.is_left = True
         if not claim.granted.done():
-            del self._queue[claim]
+            del self._waiting[claim.token]
+            self._queue.remove(claim.ticket)
             return
         del self._holders[claim.token]
         if claim.hang_up is not None:
@@ -101,11 +125,34 @@ class ModelSlots:
 
     def _give_back(self, claim: Claim) -> None:
         heapq.heappush(self._free, claim.granted.result())
+        if self._waiting:
+            self._pace.freed()
         self._grant()
 
     def _grant(self) -> None:
-        while self.opened.is_set() and self._queue and self._free:
-            claim = next(iter(self._queue))
-            del self._queue[claim]
+        while self.opened.is_set() and self._waiting and self._free:
+            claim = self._waiting.pop(self._queue.pop().entry)
             self._holders[claim.token] = claim
             claim.granted.set_result(heapq.heappop(self._free))
+
+
+class _Pace:
+    """How soon slots come free while somebody waits."""
+
+    def __init__(self) -> None:
+        self._gap_ms = 0.0
+        self._freed_at_s = 0.0
+
+    def begin(self) -> None:
+        """It is measured from when somebody waits."""
+        self._freed_at_s = asyncio.get_running_loop().time()
+
+    def freed(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        gap_ms = (now_s - self._freed_at_s) * 1000
+        self._gap_ms = self._gap_ms * (1 - _SMOOTHING) + gap_ms * _SMOOTHING if self._gap_ms else gap_ms
+        self._freed_at_s = now_s
+
+    def for_queue(self, length: int) -> int:
+        """Milliseconds until so many, and one more, may have been served."""
+        return int(min(_MOST_RETRY_MS, max(_FIRST_RETRY_MS, self._gap_ms * (length + 1))))

@@ -6,15 +6,21 @@ workers' pool is computed. What is generated goes to the root by pipes alone, ne
 
 from dataclasses import asdict
 
-from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from tidegate.accounts.bootstrap import Bootstrapped, bootstrap
 from tidegate.auth.keyring import Keyrings
 from tidegate.server.fork import Prepared
-from tidegate.server.pools import Pool, pool_for
+from tidegate.server.refusal import StartRefused
+from tidegate.server.shares import pool_of_worker
 from tidegate.settings import Settings
 from tidegate.storage.database import Database
 from tidegate.storage.migrate import migrate, require_head
+from tidegate.storage.rights import may_change_tables
+from tidegate.storage.tls import database_tls
+from tidegate.telemetry.logging import get_logger
+
+log = get_logger(__name__)
 
 
 async def prepare(settings: Settings, workers: int) -> Prepared:
@@ -22,26 +28,31 @@ async def prepare(settings: Settings, workers: int) -> Prepared:
     keyrings = Keyrings.load(settings)
     if settings.on_sqlite and not settings.in_production:
         await migrate(settings.database_url)
-    database = await Database.open(settings.database_url)
+    tls, pooler = database_tls(settings.database), settings.database.pooler
+    database = await Database.open(settings.database_url, tls=tls, pooler=pooler)
     try:
-        await require_head(database)
-        pool = await _pool(database, settings, workers)
+        await _require_head(database)
+        if settings.in_production and await may_change_tables(database):
+            log.warning(
+                "the database's role may change tables, and take away the audit trail's triggers: keep it for "
+                "`tidegate migrate`, and give `tidegate serve` one that reads and writes rows alone"
+            )
+        pool = await pool_of_worker(database, settings, workers)
         made = await bootstrap(database, settings, keyrings)
     finally:
         await database.aclose()
     return Prepared(pool=pool, made=_shown(made))
 
 
-async def _pool(database: Database, settings: Settings, workers: int) -> Pool | None:
-    if database.dialect_name != "postgresql":
-        return None
-    query = text(
-        "SELECT current_setting('max_connections')::int, current_setting('superuser_reserved_connections')::int"
-        " + coalesce(current_setting('reserved_connections', true)::int, 0)"
-    )
-    async with database.session() as session:
-        max_connections, reserved = (await session.execute(query)).one()
-    return pool_for(settings, workers=workers, max_connections=max_connections, reserved=reserved)
+async def _require_head(database: Database) -> None:
+    try:
+        await require_head(database)
+    except DBAPIError as error:
+        if "unsupported startup parameter" not in str(error.orig):
+            raise
+        raise StartRefused(
+            "TIDEGATE_DATABASE__URL: PgBouncer answers there; set TIDEGATE_DATABASE__POOLER=transaction"
+        ) from None
 
 
 def _shown(made: Bootstrapped) -> dict[str, str] | None:

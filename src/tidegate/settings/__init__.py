@@ -8,18 +8,22 @@ from tidegate.settings.loading import (
     PREFIX,
     Settings,
     SettingsError,
+    given_environment,
     load_settings,
     setting_advice,
     unknown_variables,
     variable_names,
+    wants_colours,
 )
 
 __all__ = [
     "PREFIX",
     "Settings",
     "SettingsError",
+    "given_environment",
     "load_settings",
     "setting_advice",
     "unknown_variables",
     "variable_names",
+    "wants_colours",
 ]

@@ -6,15 +6,20 @@ environment, is judged in `tidegate.settings.rules`.
 
 import ipaddress
 import re
+import ssl
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     EmailStr,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -27,6 +32,9 @@ from pydantic_settings import NoDecode
 from tidegate.settings.references import holds_secret, resolve_secret
 
 MINIMUM_SECRET_BYTES = 32
+_BREACHED = re.compile(rb"[0-9A-Fa-f]{40}\s*(:|$)")
+_TLS_IN_URL = re.compile(r"[?&]ssl(mode)?=")
+_CHECKS_IN_URL = re.compile(r"[?&]ssl_(cert_reqs|check_hostname)=")
 _CALLED_URL = re.compile(r"https?://[^/?#@\s]+([/?]\S*)?")
 # As `http.authority` reads them; `*.` for every name below.
 _HOST = re.compile(r"((\*\.)?[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
@@ -52,6 +60,18 @@ def _keyed_secrets(value: Any) -> Any:
     return tuple(pairs)
 
 
+def _trusted(path: Path) -> Path:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError(f"{path} holds no certificate in PEM's form (-----BEGIN CERTIFICATE-----)") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    return path
+
+
+# Of who signed a server's certificate.
+AuthorityFile = Annotated[Path, AfterValidator(_trusted)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 KeyedSecrets = Annotated[tuple[tuple[str, SecretStr], ...], NoDecode, BeforeValidator(_keyed_secrets)]
 
@@ -69,6 +89,15 @@ class Group(BaseModel):
 class DatabaseSettings(Group):
     url: SecretStr | None = Field(None, description="`postgresql+asyncpg://…` in production; SQLite in the data dir")
     max_replicas: PositiveInt = Field(1, description="how many of these servers share the database")
+    tls: Literal["verify", "require", "off"] | None = Field(
+        None,
+        description="to PostgreSQL: `verify` (its certificate and name), `require` (no certificate asked for), `off`; "
+        "none: as the URL's `ssl` says, else where the server offers it",
+    )
+    ca_file: AuthorityFile | None = Field(
+        None, description="with `TLS=verify`: the authority that signed PostgreSQL's certificate; none: the system's"
+    )
+    pooler: Literal["transaction"] | None = Field(None, description="`transaction` behind PgBouncer in that mode")
 
     @field_validator("url")
     @classmethod
@@ -77,10 +106,32 @@ class DatabaseSettings(Group):
             raise ValueError("must begin with postgresql+asyncpg:// or sqlite+aiosqlite://")
         return url
 
+    @field_validator("tls")
+    @classmethod
+    def _tls_is_said_once(cls, tls: str | None, info: ValidationInfo) -> str | None:
+        url: SecretStr | None = info.data.get("url")
+        if tls is not None and url is not None and _TLS_IN_URL.search(url.get_secret_value()):
+            raise ValueError("TIDEGATE_DATABASE__URL says it too: take its ssl= out")
+        return tls
+
+    @field_validator("ca_file")
+    @classmethod
+    def _certificate_is_looked_at(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is not None and info.data.get("tls") != "verify":
+            raise ValueError("needs TIDEGATE_DATABASE__TLS=verify, which looks at the certificate")
+        return path
+
 
 class RedisSettings(Group):
     url: SecretStr | None = Field(None, description="`redis://…`; without it stores are in this one process")
     key_prefix: str = Field("tidegate", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="of every key and channel")
+    ca_file: AuthorityFile | None = Field(
+        None, description="the authority that signed the certificate of `rediss://…`; none: the system's"
+    )
+    cluster: bool = Field(
+        False,
+        description="the URL's server is a node of a Redis Cluster of 7.0 or later, and names the others",
+    )
 
     @field_validator("url")
     @classmethod
@@ -88,6 +139,36 @@ class RedisSettings(Group):
         if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss:// or unix://")
         return url
+
+    @field_validator("ca_file")
+    @classmethod
+    def _certificate_is_looked_at(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        given: SecretStr | None = info.data.get("url")
+        url = "" if given is None else given.get_secret_value()
+        if path is not None and not url.startswith("rediss://"):
+            raise ValueError("needs TIDEGATE_REDIS__URL to begin with rediss://")
+        if path is not None and _CHECKS_IN_URL.search(url):
+            raise ValueError("TIDEGATE_REDIS__URL says otherwise: take out its ssl_cert_reqs= and ssl_check_hostname=")
+        return path
+
+    @field_validator("cluster")
+    @classmethod
+    def _cluster_has_addresses(cls, cluster: bool, info: ValidationInfo) -> bool:
+        if cluster and "url" in info.data:
+            url = urlsplit(info.data["url"].get_secret_value() if info.data["url"] is not None else "")
+            if url.scheme not in ("redis", "rediss") or url.path not in ("", "/", "/0"):
+                raise ValueError("needs TIDEGATE_REDIS__URL to be redis:// or rediss:// without a database but /0")
+        return cluster
+
+    @property
+    def trusting_url(self) -> str | None:
+        """The URL with the authority to trust, as redis-py reads it there. It holds the password."""
+        if self.url is None or self.ca_file is None:
+            return None if self.url is None else self.url.get_secret_value()
+        url = urlsplit(self.url.get_secret_value())
+        # The first of a name is the one that is read.
+        query = urlencode([("ssl_ca_certs", str(self.ca_file)), *parse_qsl(url.query, keep_blank_values=True)])
+        return urlunsplit(url._replace(query=query))
 
 
 class AuthSettings(Group):
@@ -99,6 +180,28 @@ class AuthSettings(Group):
     access_token_minutes: int = Field(15, ge=1, le=60, description="1 to 60")
     sign_in_days: int = Field(30, ge=1, le=365, description="how long a sign-in is refreshed before the next log-in")
     sign_in_idle_days: int = Field(7, ge=1, le=365, description="and for how long at most without being refreshed")
+    password_log_in: bool = Field(
+        True, description="`false`: people come in by single sign-on alone; passwords are neither taken nor changed"
+    )
+    initial_password_days: int = Field(
+        7, ge=1, le=365, description="how long a password that somebody else chose, or that was made up, opens a log-in"
+    )
+    breached_passwords_file: Path | None = Field(
+        None, description="SHA-1 hashes of passwords that leaked, sorted, one a line: nobody may choose one of them"
+    )
+
+    @field_validator("breached_passwords_file")
+    @classmethod
+    def _holds_hashes(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                with path.open("rb") as file:
+                    first = file.readline(1024)
+            except OSError as error:
+                raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+            if not _BREACHED.match(first):
+                raise ValueError(f"{path} does not begin with a SHA-1 in hexadecimal, one a line and sorted")
+        return path
 
     @field_validator("jwt_keys", "api_key_peppers")
     @classmethod
@@ -153,6 +256,12 @@ class ServerSettings(Group):
     )
     drain_s: PositiveFloat = Field(30, description="how long running streams may finish when a worker leaves")
     linger_s: NonNegativeFloat = Field(0, description="how long listeners stay open before that, answering 503")
+    max_requests: NonNegativeInt = Field(
+        100_000, description="requests after which a worker is replaced, ± 10 % by worker; 0: never"
+    )
+    stall_log_s: NonNegativeFloat = Field(
+        1, description="a loop that does not turn for so long is logged with the stack that held it; 0: never"
+    )
     management_port: int | None = Field(
         None, ge=0, le=65535, description="a port of its own for the page and `/api`; 0 takes a free one"
     )
@@ -175,6 +284,12 @@ class ServerSettings(Group):
 class LimitsSettings(Group):
     on_store_failure: Literal["local", "deny", "allow"] = Field(
         "local", description="while Redis is away: `local` judges by each worker's share, `deny` answers 503, `allow`"
+    )
+    api_per_minute: PositiveInt = Field(
+        600, description="calls that one key or user may make a minute, but for inference, whose limits are rows"
+    )
+    keys_per_member: NonNegativeInt = Field(
+        100, description="who holds so many API keys makes no other, as a member; 0: members make none"
     )
 
 

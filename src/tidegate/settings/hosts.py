@@ -8,7 +8,7 @@ suffixes that are never delegated to the public (RFC 6761, RFC 6762, RFC 8375, I
 import ipaddress
 import re
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 _PRIVATE_SUFFIXES: Final = (".localhost", ".local", ".internal", ".svc", ".home.arpa")
 # A letter first: `134744072` and `0x8080808` are addresses to a resolver.
@@ -35,6 +35,19 @@ def host_of(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+def database_hosts(url: str) -> list[str]:
+    """Where a database may be: SQLAlchemy takes the query's `host`, one or several, before the URL's own.
+
+    A socket's directory is no host.
+
+    >>> database_hosts("postgresql+asyncpg://u:p@/x?host=db-1:5432&host=db-2:5432")
+    ['db-1', 'db-2']
+    """
+    given = [each for name, value in parse_qsl(url.partition("?")[2]) if name == "host" for each in value.split(",")]
+    hosts = [host_of(f"//{each}") for each in given if not each.startswith("/")] if given else [host_of(url)]
+    return [host for host in hosts if host]
 
 
 def is_loopback(host: str) -> bool:

@@ -33,8 +33,10 @@ from tidegate.settings.groups import (
     ServerSettings,
     SingleSignOnSettings,
 )
+from tidegate.settings.logs import LogsSettings
 from tidegate.settings.references import holds_secret, is_open_to_others
-from tidegate.settings.rules import production_advice, production_faults
+from tidegate.settings.rules import faults_everywhere, production_advice, production_faults
+from tidegate.settings.tracing import TracingSettings
 
 PREFIX = "TIDEGATE_"
 ENV_FILE_VARIABLE = "TIDEGATE_ENV_FILE"
@@ -85,6 +87,8 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     server: ServerSettings = ServerSettings()
     limits: LimitsSettings = LimitsSettings()
+    logs: LogsSettings = LogsSettings()
+    tracing: TracingSettings = TracingSettings()
     alerts: AlertsSettings = AlertsSettings()
     mail: MailSettings = MailSettings()
     single_sign_on: SingleSignOnSettings = SingleSignOnSettings()
@@ -103,6 +107,14 @@ class Settings(BaseSettings):
     @property
     def on_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite")
+
+
+def given_environment(overrides: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment with `overrides`, as a child needs it that is to read the env file anew.
+
+    It has to be taken before `load_settings`, which adds what the env file says.
+    """
+    return {**os.environ, **(overrides or {})}
 
 
 def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
@@ -124,13 +136,22 @@ def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
         # A name that does not exist is told above, with the nearest one that does.
         wrong = [_fault(fault) for fault in error.errors() if fault["type"] != "extra_forbidden"]
         rest = _rest(error)
-        further = _of_others(production_faults(rest), wrong) if rest is not None and rest.in_production else []
+        more = [] if rest is None else faults_everywhere(rest)
+        if rest is not None and rest.in_production:
+            more += production_faults(rest)
+        further = _of_others(more, wrong)
         raise SettingsError(sorted({*faults, *wrong, *further}), rest) from None
+    faults += faults_everywhere(settings)
     if settings.in_production:
         faults += production_faults(settings)
     if faults:
         raise SettingsError(faults, settings)
     return settings
+
+
+def wants_colours() -> bool:
+    """Whether a terminal is shown colours: `NO_COLOR` is unset or empty (no-color.org)."""
+    return not os.environ.get("NO_COLOR")
 
 
 def setting_advice(settings: Settings, environ: Mapping[str, str] | None = None) -> list[str]:

@@ -36,6 +36,12 @@ def resolve_secret(reference: str) -> str:
     return value
 
 
+def reference_in(variable: str) -> str | None:
+    """The reference that stands in an environment variable, None where there is none."""
+    value = os.environ.get(variable, "")
+    return value if is_reference(value) else None
+
+
 def is_open_to_others(reference: str) -> bool:
     """Whether a `file:` reference names a file that every user of the machine may read."""
     if not reference.startswith("file:"):

@@ -9,11 +9,12 @@ import ipaddress
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from tidegate.settings.hosts import host_of, is_loopback, is_private
-from tidegate.settings.secrets import key_weakness, placeholder, weakness
+from tidegate.settings.hosts import database_hosts, host_of, is_loopback, is_private
+from tidegate.settings.secrets import MINIMUM_BITS, entropy_bits, key_weakness, placeholder, weakness
 
 if TYPE_CHECKING:
     from tidegate.settings import Settings
@@ -28,6 +29,11 @@ _WIDEST_NETWORK: Final = {4: 8, 6: 16}
 _SHORTEST_ISSUED: Final = 8
 
 
+def faults_everywhere(settings: "Settings") -> list[str]:
+    """What no environment runs with, and a group alone does not know: one line a fault."""
+    return [*_sign_in(settings), *_packages(settings)]
+
+
 def production_faults(settings: "Settings") -> list[str]:
     """One line a fault: the variable, what is wrong with it, what to do."""
     rules = (_stores, _strong_secrets, _repeated_secrets, _issued_secrets, _edge, _public_url, _elsewhere, _logs)
@@ -36,7 +42,23 @@ def production_faults(settings: "Settings") -> list[str]:
 
 def production_advice(settings: "Settings") -> list[str]:
     """What is not refused, since a network of one's own may make it right, and is worth a line in the log."""
-    return [*_database_advice(settings), *_redis_advice(settings)]
+    return [*_database_advice(settings), *_redis_advice(settings), *_tracing_advice(settings)]
+
+
+def _sign_in(settings: "Settings") -> Iterator[str]:
+    if not settings.auth.password_log_in and settings.single_sign_on.issuer is None:
+        yield (
+            "TIDEGATE_AUTH__PASSWORD_LOG_IN: without passwords nobody could sign in: set "
+            "TIDEGATE_SINGLE_SIGN_ON__ISSUER and TIDEGATE_SINGLE_SIGN_ON__CLIENT_ID, or take it out"
+        )
+
+
+def _packages(settings: "Settings") -> Iterator[str]:
+    """Nothing of them is imported: they are looked for."""
+    if settings.tracing.endpoint is None:
+        return
+    if any(find_spec(package) is None for package in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.proto")):
+        yield "TIDEGATE_TRACING__ENDPOINT: needs OpenTelemetry's packages: pip install 'tidegate[tracing]'"
 
 
 def _stores(settings: "Settings") -> Iterator[str]:
@@ -55,7 +77,11 @@ def _strong_secrets(settings: "Settings") -> Iterator[str]:
         if not keys:
             yield f"TIDEGATE_AUTH__{name}: needed in production: 1:SECRET; {_MAKE_ONE}"
         for kid, secret in keys:
-            if told := weakness(secret.get_secret_value()):
+            written = secret.get_secret_value()
+            if told := weakness(written):
+                yield f"TIDEGATE_AUTH__{name}: the secret of {kid!r} {told}; {_MAKE_ONE}"
+            elif (bits := entropy_bits(written)) < MINIMUM_BITS:
+                told = f"has {bits} bits at most, where {MINIMUM_BITS} are needed"
                 yield f"TIDEGATE_AUTH__{name}: the secret of {kid!r} {told}; {_MAKE_ONE}"
     key = settings.bootstrap.api_key
     if key is not None and (told := key_weakness(key.get_secret_value())):
@@ -161,11 +187,22 @@ def _elsewhere(settings: "Settings") -> Iterator[str]:
     sends_password = mail.smtp_host is not None and mail.smtp_password is not None
     if sends_password and mail.smtp_security == "none" and not is_loopback(mail.smtp_host or ""):
         yield "TIDEGATE_MAIL__SMTP_SECURITY: the password would travel in the clear; use starttls or tls"
+    database_url = settings.database_url
+    is_unchosen = settings.database.tls is None and not _says_tls(database_url)
+    if not settings.on_sqlite and is_unchosen and not all(map(is_private, database_hosts(database_url))):
+        yield (
+            "TIDEGATE_DATABASE__TLS: the server is beyond private networks: choose verify (see TIDEGATE_DATABASE__"
+            "CA_FILE), or require, which knows no stranger, or off where something else encrypts"
+        )
     webhook = settings.alerts.webhook_url
     if webhook is not None:
         url = webhook.get_secret_value()
         if url.startswith("http://") and not is_private(host_of(url)):
             yield "TIDEGATE_ALERTS__WEBHOOK_URL: alerts would travel in the clear; use https://"
+    tracing = settings.tracing
+    sends_secrets = tracing.endpoint is not None and tracing.headers is not None
+    if sends_secrets and _is_open(tracing.endpoint or ""):
+        yield "TIDEGATE_TRACING__ENDPOINT: TIDEGATE_TRACING__HEADERS would travel in the clear; use https://"
 
 
 def _logs(settings: "Settings") -> Iterator[str]:
@@ -175,18 +212,40 @@ def _logs(settings: "Settings") -> Iterator[str]:
 
 def _database_advice(settings: "Settings") -> Iterator[str]:
     url = settings.database_url
-    if settings.on_sqlite or not host_of(url):
+    hosts = database_hosts(url)
+    if settings.on_sqlite or not hosts:
         return
     if not _has_password(url):
         yield "TIDEGATE_DATABASE__URL: it has no password; give the role one unless the server knows it otherwise"
-    if not is_private(host_of(url)) and not re.search(r"[?&]ssl(mode)?=(require|verify-ca|verify-full)\b", url):
-        yield "TIDEGATE_DATABASE__URL: the server is beyond private networks; add ?ssl=verify-full"
+    if all(map(is_loopback, hosts)) or _says_tls(url) or settings.database.tls == "verify":
+        return
+    if settings.database.tls is None:
+        yield (
+            "TIDEGATE_DATABASE__TLS: nobody chose whether rows travel in the clear; choose verify, or off in a network "
+            "of your own"
+        )
+    elif not all(map(is_private, hosts)):
+        yield "TIDEGATE_DATABASE__TLS: the server is beyond private networks; only verify knows a stranger"
 
 
 def _redis_advice(settings: "Settings") -> Iterator[str]:
     url = settings.redis.url.get_secret_value() if settings.redis.url is not None else ""
     if url.startswith("redis://") and not is_private(host_of(url)):
         yield "TIDEGATE_REDIS__URL: the server is beyond private networks; use rediss://"
+
+
+def _tracing_advice(settings: "Settings") -> Iterator[str]:
+    if _is_open(settings.tracing.endpoint or ""):
+        yield "TIDEGATE_TRACING__ENDPOINT: traces travel in the clear beyond private networks; use https://"
+
+
+def _is_open(url: str) -> bool:
+    """Whether what is sent there can be read beyond private networks."""
+    return url.startswith("http://") and not is_private(host_of(url))
+
+
+def _says_tls(url: str) -> bool:
+    return re.search(r"[?&]ssl=(require|verify-ca|verify-full)\b", url) is not None
 
 
 def _has_password(url: str) -> bool:

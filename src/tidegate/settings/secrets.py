@@ -7,9 +7,12 @@ import base64
 import binascii
 import contextlib
 import itertools
+import math
 import re
 from typing import Final
 
+# Of the secrets that sign tokens and hash keys: 32 random bytes.
+MINIMUM_BITS: Final = 256
 # Of six letters and more: random base64 has such a word once in a hundred million.
 _PLACEHOLDERS: Final = (
     "changeme",
@@ -40,6 +43,14 @@ _PLACEHOLDERS: Final = (
 _UNFILLED: Final = re.compile(r"\$[({]|\{\{|^<.*>$|…|\.\.\.$|^x{8}", re.IGNORECASE)
 _HEX: Final = re.compile(r"([0-9a-f]{2})+", re.IGNORECASE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
+# What a generator writes in; anything else is taken for printable ASCII.
+_ALPHABETS: Final = (
+    (10, re.compile(r"[0-9]+")),
+    (16, re.compile(r"[0-9a-f]+|[0-9A-F]+")),
+    (36, re.compile(r"[0-9a-z]+|[0-9A-Z]+")),
+    (64, re.compile(r"[A-Za-z0-9+/_-]+={0,2}")),
+)
+_PRINTABLE: Final = 94
 # Of neighbouring characters that are the same or follow one another; random hex has one in six.
 _MOST_STEPS: Final = 0.7
 _FEWEST_TRIGRAMS: Final = 0.6
@@ -81,6 +92,16 @@ def weakness(secret: str) -> str | None:
     if _steps(lowered) > _MOST_STEPS:
         return "is a sequence of neighbours"
     return "is text in another spelling" if _is_text_inside(secret) else None
+
+
+def entropy_bits(secret: str) -> int:
+    """The most bits that a random secret of this length and these kinds of characters has.
+
+    >>> entropy_bits("6f1d2c3b" * 8)
+    256
+    """
+    alphabet = next((size for size, form in _ALPHABETS if form.fullmatch(secret)), _PRINTABLE)
+    return math.floor(len(secret.rstrip("=")) * math.log2(alphabet) + 1e-9)
 
 
 def _repeats(secret: str) -> bool:

@@ -3,32 +3,38 @@
 Every process calls `configure_logging` once, first of all. From then on the root logger has one place to write to, and
 uvicorn's and gunicorn's loggers have none of their own. A person at a terminal in development gets readable lines
 instead. The keys, in this order: `ts` (UTC), `level`, `event`, `logger`, `process`, `pid`, `request_id` where a request
-is at work, then the line's own fields, then `exception`.
+is at work, `entry_id` once it has its place in the ledger, `trace_id` where it is traced, then the line's own fields,
+then `exception`.
 
-Rendering happens in the caller's context, so a line knows its request. Locals are never shown.
+Rendering happens in the caller's context, so a line knows its request, also in a task that the request started. Locals
+are never shown. Control characters and line separators leave this process escaped, whatever shows the line later.
 """
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
 import traceback
 from contextvars import ContextVar
 from typing import Any, Literal
+from uuid import UUID
 
 import orjson
 import structlog
 from structlog.stdlib import BoundLogger, ProcessorFormatter
 from structlog.typing import EventDict, WrappedLogger
 
-from tidegate.settings import Settings
+from tidegate.settings import Settings, wants_colours
 from tidegate.telemetry.lines import LONGEST_LINE, LineWriter
 from tidegate.telemetry.redaction import redact, redact_fields
 
 Process = Literal["root", "prepare", "model", "worker", "arbiter", "cli"]
 
 bound_request_id: ContextVar[str | None] = ContextVar("tidegate_request_id", default=None)
+bound_entry_id: ContextVar[UUID | None] = ContextVar("tidegate_entry_id", default=None)
+bound_trace_id: ContextVar[str | None] = ContextVar("tidegate_trace_id", default=None)
 
 # Their lines at `info` are one a call of an upstream, at `debug` they hold headers.
 _TALKATIVE = ("httpx2", "httpcore2", "hpack", "asyncio", "aiosqlite")
@@ -39,6 +45,11 @@ _STDOUT = 1
 _CUT = " […] "
 _SHORTEST_CUT = 1024
 _OF_SEVERAL_LINES = ("exception", "stack")
+# An API key that nobody has.
+_TRIED = "tg_00000000_" + 43 * "0"
+# What JSON lets stand and a viewer may obey: DEL and the C1 controls (ECMA-48), and the separators that end a line for
+# JavaScript and many viewers. In UTF-8, where none of these bytes is a part of another character.
+_OBEYED = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 
 
 class LineHandler(logging.Handler):
@@ -49,7 +60,8 @@ class LineHandler(logging.Handler):
         self.writer = writer
         self.process = process
         self.console = console
-        self.setFormatter(_formatter(process, console=console))
+        self.colours = console and wants_colours()
+        self.setFormatter(_formatter(process, console=console, colours=self.colours))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -57,7 +69,7 @@ class LineHandler(logging.Handler):
         except Exception as error:  # noqa: BLE001 - a line that cannot be rendered is reported, never raised
             fields = {"ts": iso_now(record.created), "level": "error", "event": "a log line could not be rendered"}
             fields |= {"logger": record.name, "error": type(error).__name__, "template": str(record.msg)[:200]}
-            line = redact(orjson.dumps(fields, default=repr).decode())
+            line = redact(escaped(orjson.dumps(fields, default=repr)).decode())
         self.writer.write(line.encode("utf-8", "backslashreplace") + b"\n")
         self.writer.flush()
 
@@ -117,6 +129,23 @@ def line_handler() -> LineHandler | None:
     return next((handler for handler in logging.getLogger().handlers if isinstance(handler, LineHandler)), None)
 
 
+def form_of_lines() -> dict[str, Any]:
+    """How this process writes its lines now: tried on a line that nobody is sent, with a secret in it."""
+    handlers = logging.getLogger().handlers
+    own = line_handler()
+    servers = [name for name in (*_SERVERS, *_REQUEST_LOGGERS) if logging.getLogger(name).handlers]
+    told = {"handlers": len(handlers), "loggers_with_their_own": servers}
+    if own is None:
+        return told | {"form": "none", "redacts": False, "process": None}
+    record = logging.makeLogRecord({"name": "uvicorn.error", "levelname": "INFO", "msg": f"a line with {_TRIED}"})
+    line = own.format(record)
+    try:
+        form = "json" if {"ts", "level", "event"} <= orjson.loads(line).keys() else "other"
+    except ValueError:
+        form = "console" if own.console else "other"
+    return told | {"form": form, "redacts": _TRIED not in line, "process": own.process}
+
+
 def iso_now(seconds: float | None = None) -> str:
     """A time as lines carry it: ISO 8601, UTC, milliseconds.
 
@@ -144,7 +173,25 @@ def render(fields: dict[str, Any]) -> str:
     return line.decode()
 
 
-def _formatter(process: str, *, console: bool) -> ProcessorFormatter:
+def escaped(line: bytes) -> bytes:
+    """A line of JSON in which no character is left that a terminal or a viewer obeys (CWE-117, CWE-150)."""
+    # The number of DEL: a search for a byte costs a tenth of one for a text of it.
+    if line.isascii() and 0x7F not in line:
+        return line
+    return _OBEYED.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), line)
+
+
+def visible(text: str, *, keeps_lines: bool = False) -> str:
+    """A text as a terminal may be shown it: what a caller wrote moves no cursor and begins no line (CWE-150)."""
+    if text.isprintable():
+        return text
+    kept = "\n\t" if keeps_lines else ""
+    return "".join(
+        sign if sign.isprintable() or sign in kept else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
+def _formatter(process: str, *, console: bool, colours: bool) -> ProcessorFormatter:
     def ordered(_: WrappedLogger, level: str, event_dict: EventDict) -> EventDict:
         return _ordered(event_dict, level, process)
 
@@ -154,16 +201,22 @@ def _formatter(process: str, *, console: bool) -> ProcessorFormatter:
     def rendered(_: WrappedLogger, __: str, event_dict: EventDict) -> str:
         return render(dict(event_dict))
 
-    def visible(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
-        return {name: _visible(value, name) for name, value in event_dict.items()}
+    def shown(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
+        return {
+            name: visible(value, keeps_lines=name in _OF_SEVERAL_LINES) if isinstance(value, str) else value
+            for name, value in event_dict.items()
+        }
 
     last: list[Any] = [rendered]
     if console:
         # Without an `exc_info` of its own to show, this renderer never prints locals.
         renderer = structlog.dev.ConsoleRenderer(
-            timestamp_key="ts", sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+            timestamp_key="ts",
+            sort_keys=False,
+            colors=colours,
+            exception_formatter=structlog.dev.plain_traceback,
         )
-        last = [visible, renderer]
+        last = [shown, renderer]
     return ProcessorFormatter(processors=[ordered, redacted, *last])
 
 
@@ -181,6 +234,12 @@ def _ordered(event_dict: EventDict, level: str, process: str) -> EventDict:
     request_id = bound_request_id.get()
     if request_id is not None:
         fields["request_id"] = request_id
+    entry_id = bound_entry_id.get()
+    if entry_id is not None:
+        fields["entry_id"] = str(entry_id)
+    trace_id = bound_trace_id.get()
+    if trace_id is not None:
+        fields["trace_id"] = trace_id
     exc_info = event_dict.pop("exc_info", None)
     stack = event_dict.pop("stack_info", None)
     own = dict(event_dict) if from_structlog else _extras(record)
@@ -217,21 +276,12 @@ def _exception_text(exc_info: object) -> str | None:
 
 def _dumps(fields: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(fields)
+        line = orjson.dumps(fields)
     except (TypeError, ValueError):
         # Integers past 64 bits and lone surrogates.
         plain = {name: str(value).encode("utf-8", "backslashreplace").decode() for name, value in fields.items()}
-        return orjson.dumps(plain)
-
-
-def _visible(value: Any, name: str) -> Any:
-    """A text as a terminal may be shown it: what a caller wrote moves no cursor and begins no line (CWE-150)."""
-    if not isinstance(value, str) or value.isprintable():
-        return value
-    kept = "\n\t" if name in _OF_SEVERAL_LINES else ""
-    return "".join(
-        sign if sign.isprintable() or sign in kept else sign.encode("unicode_escape").decode() for sign in value
-    )
+        line = orjson.dumps(plain)
+    return escaped(line)
 
 
 def _shortened(text: str, length: int) -> str:

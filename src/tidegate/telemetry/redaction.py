@@ -12,7 +12,10 @@ from typing import Any
 REDACTED = "[redacted]"
 
 _SECRET_NAMES = r"pass(?:word|wd)|secret|api[_-]?key|(?:access|refresh|id)_token|authorization|cookie"  # noqa: S105 - names of fields
+# One of them is in each of those names.
+_SECRET_WORDS = ("pass", "secret", "key", "token", "authorization", "cookie")
 _SECRET_FIELD = re.compile(rf"(?i)(?:.*[_-])?(?:{_SECRET_NAMES})")
+_BARE = r"""[^\s"',;&)}\]]"""
 _DEEPEST = 6
 
 # One cheap search decides for almost every text that there is nothing to take out.
@@ -41,6 +44,15 @@ _RULES = (
         rf"\1'{REDACTED}'",
     ),
     (re.compile(rf"""(?i)((?:{_SECRET_NAMES})=)[^\s"',;&)}}\]]+"""), rf"\1{REDACTED}"),
+    # Without quotes a colon may begin a sentence. A word with a digit in it, a long one, and one with nothing behind it
+    # begin none.
+    (
+        re.compile(
+            rf"""(?im)((?:{_SECRET_NAMES})["']?:[ \t]*)(?!\[redacted\])"""
+            rf"""(?:{_BARE}{{0,128}}[0-9]{_BARE}*|{_BARE}{{129,}}|{_BARE}{{1,128}}(?=[ \t]*(?:[,;&)}}\]]|$)))"""
+        ),
+        rf"\1{REDACTED}",
+    ),
 )
 
 
@@ -68,7 +80,10 @@ def may_hold_secret(text: str) -> bool:
         or "AIza" in text
         or "://" in text
         or "=" in text
+        or "-----" in text
         or "earer" in text
+        or "asic" in text
+        or (":" in text and any(name in text.lower() for name in _SECRET_WORDS))
     )
 
 

@@ -39,6 +39,11 @@ class UpstreamClient(httpx2.AsyncClient):
         response.request = request
         return response
 
+    def leave(self, url: str) -> None:
+        """Keeps no connection to this URL's origin any longer, until it is asked for again."""
+        if isinstance(self._transport, UpstreamTransport):
+            self._transport.leave(url)
+
 
 def open_client() -> UpstreamClient:
     """The one client of a process. How many requests run at once is for the slots to say, not for its pool."""
@@ -122,6 +127,11 @@ class OpenAIProvider:
         self._check = check
         self.streams_only = streams_only
         self._urls: dict[str, httpx2.URL] = {}
+
+    @property
+    def client(self) -> httpx2.AsyncClient:
+        """What it sends by."""
+        return self._client
 
     def check(self, body: bytes) -> None:
         if self._check is not None:

@@ -45,6 +45,7 @@ class _Origin:
     port: int
     is_secure: bool
     idle: deque[tuple[Http11Connection, float]] = field(default_factory=deque)
+    is_left: bool = False
 
 
 class UpstreamTransport(httpx2.AsyncBaseTransport):
@@ -85,6 +86,15 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
             stream=UpstreamBody(self, place, connection),
         )
 
+    def leave(self, url: str) -> None:
+        """Nothing is wanted at this URL's origin for now: what is idle there is closed, what is in use when it ends."""
+        parsed = httpx2.URL(url)
+        place = self._origins.pop((parsed.scheme, parsed.host, parsed.port), None)
+        if place is not None:
+            place.is_left = True
+            while place.idle:
+                place.idle.pop()[0].close()
+
     async def aclose(self) -> None:
         """Closes what is idle; what is in use closes as its response does."""
         self._is_closed = True
@@ -94,7 +104,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
 
     def take_back(self, connection: Http11Connection, place: _Origin) -> None:
         """Keeps a connection whose response was read to its end, closes any other."""
-        if self._is_closed or not connection.is_reusable:
+        if self._is_closed or place.is_left or not connection.is_reusable:
             connection.close()
             return
         now = time.monotonic()

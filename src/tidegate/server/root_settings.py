@@ -1,0 +1,34 @@
+"""Settings that belong to the root: they are as they were at its start, whatever a new generation reads.
+
+The root bound the sockets and holds the data directory. What differs is named, and takes effect at the next start.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tidegate.server.refusal import StartRefused
+from tidegate.settings import Settings
+
+_ENVIRONMENT = "TIDEGATE_ENVIRONMENT"
+_DATA_DIR = "TIDEGATE_DATA_DIR"
+
+
+def root_settings(settings: Settings) -> dict[str, Any]:
+    """By variable, as JSON takes them. None of them is a secret."""
+    server = settings.server
+    return {
+        _ENVIRONMENT: settings.environment,
+        _DATA_DIR: str(settings.data_dir),
+        "TIDEGATE_SERVER__HOST": server.host,
+        "TIDEGATE_SERVER__PORT": server.port,
+        "TIDEGATE_SERVER__MANAGEMENT_HOST": server.management_host,
+        "TIDEGATE_SERVER__MANAGEMENT_PORT": server.management_port,
+    }
+
+
+def differing(settings: Settings, of_root: Mapping[str, Any]) -> list[str]:
+    """The variables that the root has otherwise. Raises `StartRefused` where no server may run beside another so."""
+    names = [name for name, value in root_settings(settings).items() if of_root.get(name, value) != value]
+    if _ENVIRONMENT in names:
+        raise StartRefused(f"{_ENVIRONMENT}: a running server stays {of_root[_ENVIRONMENT]}; stop it and start another")
+    return names
