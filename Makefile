@@ -9,7 +9,7 @@ PIP := $(UV) pip install --python $(BIN)/python
 # the four; the files go in their order, end-to-end first, so that short ones are left for the end.
 PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install serve test check lint types bench docs lock sbom audit clean
+.PHONY: help install serve test check lint types bench soak docs lock sbom audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.dev ## CPU a request and a chunk, beside a bare proxy
 	$(BIN)/python -m benchmarks.run
+
+soak: $(VENV)/.dev ## load one for MINUTES=60 and see that nothing grows
+	$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STREAMS),--streams $(STREAMS))
 
 docs: $(VENV)/.dev ## write the generated pages: .env.example and the settings reference
 	$(BIN)/python -m tidegate.cli.main config reference

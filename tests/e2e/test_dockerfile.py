@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -58,7 +59,7 @@ def test_the_image_serves_in_production_as_a_user_who_may_write_only_to_its_volu
         **_SECRETS,
     }
     assert (environ["TIDEGATE_ENVIRONMENT"], image.user) == ("production", f"{_NUMBER}:{_NUMBER}")
-    as_user = (
+    as_user: dict[str, Any] = (
         {"user": _NUMBER, "group": _NUMBER, "extra_groups": ()} if os.geteuid() == 0 and image.is_for_all_users else {}
     )
     before = _files(image.root)

@@ -94,6 +94,6 @@ async def test_production_speaks_json_alone_and_serves_under_gunicorn(
         gateway.signal(signal.SIGTERM)
         assert await gateway.ended() == 0
     lines = [orjson.loads(line) for line in gateway.output().splitlines() if line]
-    assert {line["process"] for line in lines} == {"root", "arbiter", "worker"}
+    assert {line["process"] for line in lines} == {"root", "prepare", "arbiter", "worker"}
     assert any(line["logger"] == "gunicorn.error" for line in lines)
     assert all({"ts", "level", "event", "logger", "process", "pid"} <= line.keys() for line in lines)

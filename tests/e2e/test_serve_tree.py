@@ -129,11 +129,10 @@ async def test_a_worker_that_dies_alone_ends_the_server(tmp_path: Path) -> None:
         assert "the server ended by itself (SIGKILL)" in gateway.output("stderr")
 
 
-async def test_signals_without_a_meaning_yet_change_nothing(tmp_path: Path) -> None:
+async def test_a_signal_without_a_meaning_changes_nothing(tmp_path: Path) -> None:
     async with StandIn(tmp_path, single()) as gateway:
-        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            gateway.signal(number)
-            await eventually(partial(_says, gateway, f"{number.name} is not supported"))
+        gateway.signal(signal.SIGUSR1)
+        await eventually(partial(_says, gateway, "SIGUSR1 is not supported"))
         assert (await gateway.get("/health/ready"))[0] == 200
 
 

@@ -27,7 +27,7 @@ from tidegate.telemetry.health import HealthBoard
 
 def opened(url: str) -> Redis:
     client = open_redis(Settings(environment="test", redis=RedisSettings(url=SecretStr(url))))
-    assert client is not None
+    assert isinstance(client, Redis)
     return client
 
 

@@ -35,8 +35,8 @@ class Hasty(TidegateHttpProtocol):
 
 
 class App:
-    """Streams for ever on /stream and notes what it hears then; answers at once elsewhere, the body read or not, on
-    /big with much.
+    """Streams for ever on /stream and notes what it hears then, on /flood as fast as it is read; answers at once
+    elsewhere, the body read or not, on /big with much.
     """
 
     def __init__(self) -> None:
@@ -52,8 +52,15 @@ class App:
             if message["type"] == "http.disconnect":
                 return
         answer = b"x" * BIG if scope["path"] == "/big" else b"ok"
-        headers = [(b"content-length", b"%d" % len(answer))] if scope["path"] != "/stream" else []
+        is_stream = scope["path"] in ("/stream", "/flood")
+        headers = [] if is_stream else [(b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["path"] == "/flood":
+            gone = asyncio.ensure_future(receive())
+            while not gone.done():
+                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+            heard.append((await gone)["type"])
+            return
         if scope["path"] == "/stream":
             await send({"type": "http.response.body", "body": b"first", "more_body": True})
             heard.append((await receive())["type"])
@@ -242,6 +249,36 @@ async def test_an_answer_that_is_not_read_holds_no_connection_for_ever() -> None
         with socket.create_connection((address.hostname, address.port)) as client:
             client.sendall(b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             await asyncio.wait_for(lost.wait(), 10)
+
+
+class Brisk(Hasty):
+    """A reader has half a second to take what fills no more than one socket."""
+
+    read_within_s = 0.5
+    slowest_read_bytes_s = float("inf")
+
+
+async def test_who_stops_reading_in_the_middle_of_an_answer_is_cut_off() -> None:
+    app = App()
+    async with serving(app, Brisk) as url, RawClient(url, receive_buffer=16 * 1024) as client:
+        await client.send_raw(REQUEST % b"flood")
+        assert (await client.head()).status == 200
+        await eventually(lambda: app.heard["/flood"] == ["http.request", "http.disconnect"])
+
+
+async def test_who_reads_slowly_is_not_cut_off_in_the_middle() -> None:
+    app = App()
+    async with serving(app, Brisk) as url, RawClient(url, receive_buffer=16 * 1024) as client:
+        await client.send_raw(REQUEST % b"flood")
+        assert (await client.head()).status == 200
+        loop = asyncio.get_running_loop()
+        until = loop.time() + 4 * Brisk.read_within_s
+        while loop.time() < until:
+            # Enough at a time that the server writes on each time.
+            for _ in range(64):
+                assert await client.piece()
+            await asyncio.sleep(0.05)
+        assert app.heard["/flood"] == ["http.request"]
 
 
 async def test_an_answer_that_is_read_late_comes_whole_though_its_connection_is_being_closed() -> None:

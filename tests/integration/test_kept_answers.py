@@ -63,7 +63,7 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
 def opened(request: pytest.FixtureRequest) -> Redis:
     url, prefix = request.getfixturevalue("redis_url"), request.getfixturevalue("redis_prefix")
     redis = open_redis(Settings(environment="test", redis=RedisSettings(url=SecretStr(url), key_prefix=prefix)))
-    assert redis is not None
+    assert isinstance(redis, Redis)
     return redis
 
 

@@ -23,12 +23,13 @@ from tidegate.storage.migrate import (
     drift,
     is_at_head,
     migrate,
+    newer_revision,
     pending,
     require_head,
 )
 from tidegate.storage.migrations.tables import all_tables
 
-REVISIONS = ["0001", "0002", "0003", "0004"]
+REVISIONS = sorted(file.name[:4] for file in (migration.SCRIPTS / "versions").glob("[0-9]*.py"))
 BEHIND = f"behind by {', '.join(REVISIONS)}: run `tidegate migrate`"
 
 
@@ -238,12 +239,24 @@ async def test_a_database_that_is_behind_is_refused_with_the_remedy(database_url
     await with_database(database_url, look)
 
 
-async def test_a_newer_versions_database_is_not_behind_and_is_left_alone(database_url: str) -> None:
+async def test_a_newer_versions_database_is_not_behind_and_is_left_alone(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await migrate(database_url)
     await execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
     assert await pending(database_url) == []
-    with pytest.raises(MigrationFailed, match="9999"):
-        await migrate(database_url)
+    assert await migrate(database_url) == []
+    assert await newer_revision(database_url) == "9999"
+
+    async def look(database: Database) -> None:
+        caplog.clear()
+        await require_head(database)
+        assert "newer version's" in caplog.text
+        assert "9999" in caplog.text
+        async with database.session() as session:
+            assert await session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
+
+    await with_database(database_url, look)
 
 
 def test_the_command_checks_and_migrates(database_url: str) -> None:
@@ -262,3 +275,9 @@ def test_the_command_checks_and_migrates(database_url: str) -> None:
     code, printed = run("--check", "--json")
     assert (code, json.loads(printed)) == (0, {"applied": [], "pending": []})
     assert asyncio.run(pending(database_url)) == []
+    asyncio.run(execute(database_url, "UPDATE alembic_version SET version_num = '9999'"))
+    newer = "The database is at revision 9999, a newer version's: it was left alone.\n"
+    assert run("--check") == (0, newer)
+    assert run() == (0, newer)
+    code, printed = run("--json")
+    assert (code, json.loads(printed)) == (0, {"applied": [], "pending": [], "newer": "9999"})

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import stat
+import uuid
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +12,37 @@ import anyio
 import pytest
 import uvloop
 
-from tests.support.model_engine import call, hold, model, worker
+from tests.support.keys_api import KeysApi
+from tests.support.model_engine import Model, call, hold, model, worker
+from tests.support.stand_in import LOCAL
 from tests.support.waiting import eventually
+from tests.unit.limits import a_limit
+from tidegate.admission.checks import Reserve
+from tidegate.admission.desk import Desk
 from tidegate.admission.model_gate import LONGEST_ADDRESS, SOCKET_NAME, ModelStatus
-from tidegate.errors import Overloaded, Unavailable
+from tidegate.admission.slots import SlotAsk
+from tidegate.admission.steps import Steps
+from tidegate.admission.store import UNDO, Check, Spent
+from tidegate.errors import Overloaded, RateLimitExceeded, Unavailable
+from tidegate.limits.values import Limit, Matched
 from tidegate.server.model_door import bind
+
+
+class NothingToSeed:
+    async def seed(self, tag: str, matched: Matched, check: Check) -> bool:
+        raise AssertionError("these limits have no calendar")
+
+
+def matched(limit: Limit) -> Matched:
+    return Matched(limit, f"{limit.id}:")
+
+
+def _wait(at: Model, number: int) -> bool:
+    return at.slots.waiting == number
+
+
+def _holds(ask: SlotAsk) -> bool:
+    return ask.place is None
 
 
 @pytest.fixture
@@ -22,7 +50,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / SOCKET_NAME
 
 
-async def test_two_workers_share_the_slots_first_in_first_out(path: Path) -> None:
+async def test_two_workers_share_the_slots_and_one_key_s_requests_go_in_their_order(path: Path) -> None:
     order: list[int] = []
     may_leave = [asyncio.Event() for _ in range(6)]
 
@@ -48,6 +76,141 @@ async def test_two_workers_share_the_slots_first_in_first_out(path: Path) -> Non
             may_leave[n].set()
     assert order == list(range(6))
     assert [(gate.in_use, gate.waiting) for gate in workers] == [(0, 0), (0, 0)]
+
+
+async def test_a_key_that_floods_from_all_workers_leaves_another_its_turn(path: Path) -> None:
+    order: list[str] = []
+    async with model(path, slots=1) as at, anyio.create_task_group() as group:
+        workers = [worker(path), worker(path)]
+
+        async def one(n: int, flow: str) -> None:
+            async with hold(workers[n % 2], ask=SlotAsk(uuid.uuid4(), flow=flow, reserve=Reserve(tokens=100))):
+                order.append(flow)
+
+        async with hold(workers[0]):
+            for n in range(20):
+                group.start_soon(one, n, "flood")
+            await eventually(lambda: at.slots.waiting == 20)
+            for n in range(2):
+                group.start_soon(one, n, "calm")
+            await eventually(lambda: at.slots.waiting == 22)
+    assert [place for place, flow in enumerate(order, 1) if flow == "calm"] == [2, 4]
+
+
+async def test_a_weightier_key_gets_more_turns_and_a_long_request_counts_for_several(path: Path) -> None:
+    order: list[str] = []
+    async with model(path, slots=1) as at, anyio.create_task_group() as group:
+        gate = worker(path)
+
+        async def one(flow: str, weight: int, tokens: int) -> None:
+            ask = SlotAsk(uuid.uuid4(), flow=flow, weight=weight, reserve=Reserve(tokens=tokens))
+            async with hold(gate, ask=ask):
+                order.append(flow)
+
+        async with hold(gate):
+            for flow, weight, tokens in (("a", 1, 300), ("b", 2, 300), ("c", 1, 100)):
+                before = at.slots.waiting
+                for _ in range(6):
+                    group.start_soon(one, flow, weight, tokens)
+                await eventually(partial(_wait, at, before + 6))
+    served = Counter(order[:9])
+    assert (served["a"], served["b"], served["c"]) == (2, 3, 4)
+
+
+async def test_who_waits_is_told_their_place_and_nobody_else_one(path: Path) -> None:
+    asks = [SlotAsk(uuid.uuid4(), flow="key") for _ in range(3)]
+    async with model(path, slots=1, is_open=False) as at, anyio.create_task_group() as group:
+        gate = worker(path)
+        may_leave = [asyncio.Event() for _ in asks]
+
+        async def one(n: int) -> None:
+            async with hold(gate, ask=asks[n]):
+                await may_leave[n].wait()
+
+        async def places() -> list[int]:
+            return [0 if ask.place is None else await ask.place() for ask in asks]
+
+        for n in range(3):
+            group.start_soon(one, n)
+            await eventually(partial(_wait, at, n + 1))
+        assert await places() == [1, 2, 3]
+        at.slots.open()
+        for n in range(3):
+            await eventually(partial(_holds, asks[n]))
+            assert await places() == [0] * (n + 1) + [place + 1 for place in range(2 - n)]
+            # Many at once are answered as one.
+            if n < 2:
+                place = asks[2].place
+                assert place is not None
+                assert set(await asyncio.gather(*(place() for _ in range(50)))) == {2 - n}
+            may_leave[n].set()
+    assert [ask.place for ask in asks] == [None] * 3
+
+
+async def test_limits_of_the_upstream_refuse_count_and_come_back(path: Path) -> None:
+    desk = Desk("w-1")
+    rate = matched(a_limit(scope="upstream", subject="local", meter="requests", window="minute", amount=2))
+    tokens = matched(a_limit(scope="upstream", subject="local", meter="tokens", window="minute", amount=1000))
+    steps = Steps(desk, NothingToSeed())
+
+    def ask(spent: Spent = UNDO, tokens_of: int = 100) -> SlotAsk:
+        return SlotAsk(uuid.uuid4(), reserve=Reserve(tokens=tokens_of), limits=(rate, tokens), spent=lambda: spent)
+
+    async with model(path, slots=1) as at:
+        gate = worker(path, queue_length=0, steps=steps)
+        async with hold(gate, ask=ask(Spent(tokens=950))):
+            # The queue is full: what this one took comes back.
+            with pytest.raises(Overloaded):
+                async with hold(gate, ask=ask()):
+                    pass
+        with pytest.raises(RateLimitExceeded, match="upstream-tokens-minute") as refused:
+            async with hold(gate, ask=ask()):
+                pass
+        assert int(refused.value.headers["retry-after-ms"]) > 0
+        async with hold(gate, ask=ask(Spent(tokens=0), tokens_of=50)):
+            assert at.slots.in_use == 1
+        with pytest.raises(RateLimitExceeded, match="upstream-requests-minute"):
+            async with hold(gate, ask=ask(tokens_of=1)):
+                pass
+        # A request without limits is nobody's business but the slots'.
+        async with hold(gate):
+            pass
+        await eventually(lambda: (at.slots.in_use, at.slots.waiting) == (0, 0))
+    assert desk.holdings == {}
+
+
+async def test_a_limit_of_the_local_upstream_is_judged_on_the_road(sqlite_url: str, tmp_path: Path) -> None:
+    async with KeysApi.open(sqlite_url, tmp_path, models=LOCAL) as api:
+        limit = {"scope": "upstream", "subject": "local", "meter": "tokens", "window": "minute", "amount": 1}
+        assert (await api.call("POST", at="/api/limits", json=limit)).status_code == 201
+        key = (await api.make())["key"]
+        body = {"model": "tide", "messages": [{"role": "user", "content": "hi"}]}
+        answer = await api.call("POST", at="/v1/chat/completions", by=key, json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert "upstream-tokens-minute" in answer.json()["error"]["message"]
+
+
+async def test_cancelled_in_the_queue_it_gives_back_what_its_upstream_s_limits_counted(path: Path) -> None:
+    desk = Desk("w-1")
+    limits = (matched(a_limit(scope="upstream", subject="local", meter="concurrency", window=None, amount=2)),)
+    async with model(path, slots=1) as at:
+        gate = worker(path, steps=Steps(desk, NothingToSeed()))
+        async with hold(gate, ask=SlotAsk(uuid.uuid4(), limits=limits)):
+            for _ in range(5):
+                async with anyio.create_task_group() as group:
+
+                    async def wait() -> None:
+                        async with hold(gate, ask=SlotAsk(uuid.uuid4(), limits=limits)):
+                            pytest.fail("there was no slot")
+
+                    group.start_soon(wait)
+                    await eventually(lambda: at.slots.waiting == 1)
+                    with pytest.raises(RateLimitExceeded, match="upstream-concurrency"):
+                        async with hold(gate, ask=SlotAsk(uuid.uuid4(), limits=limits)):
+                            pass
+                    group.cancel_scope.cancel()
+                await eventually(lambda: at.slots.waiting == 0)
+    assert desk.holdings == {}
 
 
 async def test_cancelled_in_the_queue_it_leaves_at_once(path: Path) -> None:

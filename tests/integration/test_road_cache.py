@@ -331,7 +331,7 @@ async def test_a_hit_takes_no_slot_of_an_upstream(road: Road, upstream: Scripted
         await road.caller.ask(holder, "holder", model="narrow")
         await holder.head()
         await content(holder)
-        assert road.gateway.slots["narrow"].in_use == 1
+        assert road.gateway.serving.slots["narrow"].in_use == 1
         assert said(await road.caller.chat("slots-1", headers=FOR_A_MINUTE, **body)) == "hit"
         gate.open()
         await holder.body()

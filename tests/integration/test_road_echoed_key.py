@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ async def test_the_key_that_came_with_the_slot_is_masked(answer: Answer | Comple
     async with ScriptedUpstream() as upstream:
         catalogue = catalogue_of({"one": {"base_url": upstream.base_url}}, {"m": "one/m"})
         async with open_road(tmp_path, catalogue) as road:
-            road.gateway.slots = {"one": LendingSlots(upstream.base_url)}
+            lending = {"one": LendingSlots(upstream.base_url)}
+            road.gateway.serving = replace(road.gateway.serving, slots=lending)
             upstream.enqueue(answer)
             reply = await road.caller.chat("echoed", model="m", stream=True)
             assert upstream.last.headers["authorization"] == f"Bearer {LENT}"

@@ -22,7 +22,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple
     ):
         # Its vocabulary takes a second to load; what is measured here is a hang-up's end.
         await road.gateway.tokenizer.count("warm")
-        slots = road.gateway.slots["one"]
+        slots = road.gateway.serving.slots["one"]
         yield road, Scene(road.caller, upstream, hole, is_waiting=lambda: slots.waiting == 1)
 
 
@@ -32,7 +32,7 @@ async def test_a_hang_up_gives_everything_back_and_settles_once(
     phase: Phase, how: Literal["fin", "rst"], scene: tuple[Road, Scene]
 ) -> None:
     road, seen = scene
-    slots = road.gateway.slots["one"]
+    slots = road.gateway.serving.slots["one"]
     label = f"{phase.name}-{how}"
     async with road.client(receive_buffer=phase.receive_buffer) as client:
         await seen.reach(phase, client, label)

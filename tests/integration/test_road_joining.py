@@ -132,7 +132,7 @@ async def test_one_is_sent_upstream_and_the_others_are_given_its_answer(
 ) -> None:
     upstream.enqueue(Completion(before_headers=(gate := Gate())))
     await crowd.led(followers=9)
-    assert road.gateway.slots["plain"].in_use == 1
+    assert road.gateway.serving.slots["plain"].in_use == 1
     gate.open()
     replies = [await crowd.reply(n) for n in range(10)]
     assert {reply.status for reply in replies} == {200}
@@ -189,10 +189,10 @@ async def test_a_leader_that_hangs_up_in_the_queue_hands_over(road: Road, upstre
         await holder.head()
         await content(holder)
         await crowd.led(followers=2)
-        await eventually(lambda: road.gateway.slots["one"].waiting == 1)
+        await eventually(lambda: road.gateway.serving.slots["one"].waiting == 1)
         crowd.clients[0].hang_up()
         await eventually(lambda: crowd.waiting == 1)
-        await eventually(lambda: road.gateway.slots["one"].waiting == 1)
+        await eventually(lambda: road.gateway.serving.slots["one"].waiting == 1)
         gate.open()
         assert (await holder.body()).endswith(b"[DONE]\n\n")
         assert [said(await crowd.reply(n)) for n in (1, 2)] == ["miss", "hit"]

@@ -82,7 +82,7 @@ async def test_the_queue_is_bridged_by_comments(road: Road, upstream: ScriptedUp
         await road.caller.ask(waiter, "waiter", model="one")
         await waiter.head()
         await comments(waiter, 2, b"queued, position 1")
-        assert road.gateway.slots["one"].waiting == 1
+        assert road.gateway.serving.slots["one"].waiting == 1
         gate.open()
         assert (await holder.body()).endswith(b"[DONE]\n\n")
         assert (await waiter.body()).endswith(b"[DONE]\n\n")

@@ -77,7 +77,7 @@ def refused(reply: Reply, entry: Json) -> None:
 async def test_a_full_queue_refuses_at_once(streamed: bool, road: Road, upstream: ScriptedUpstream) -> None:
     async with Held(road, upstream, "full") as held, road.client() as waiter:
         await road.caller.ask(waiter, f"waits-{streamed}", model="full")
-        await eventually(lambda: road.gateway.slots["full"].waiting == 1)
+        await eventually(lambda: road.gateway.serving.slots["full"].waiting == 1)
         reply = await road.caller.chat(f"too-many-{streamed}", model="full", stream=streamed)
         refused(reply, await road.caller.entry(f"too-many-{streamed}"))
         assert "queue for the upstream 'full' is full" in reply.error["message"]
@@ -109,7 +109,7 @@ async def test_who_came_first_is_served_first(road: Road, upstream: ScriptedUpst
     before = len(upstream.requests)
 
     def waits(count: int) -> bool:
-        return road.gateway.slots["one"].waiting == count
+        return road.gateway.serving.slots["one"].waiting == count
 
     async with AsyncExitStack() as stack, Held(road, upstream, "one") as held:
         waiters: list[RawClient] = []
@@ -118,7 +118,7 @@ async def test_who_came_first_is_served_first(road: Road, upstream: ScriptedUpst
             await road.caller.ask(waiters[n], f"fifo-{n}", model="one")
             await eventually(partial(waits, n + 1))
         waiters[2].hang_up()
-        await eventually(lambda: road.gateway.slots["one"].waiting == 5)
+        await eventually(lambda: road.gateway.serving.slots["one"].waiting == 5)
         await held.release()
         for n in (0, 1, 3, 4, 5):
             assert (await reply_of(waiters[n])).is_done
@@ -128,7 +128,7 @@ async def test_who_came_first_is_served_first(road: Road, upstream: ScriptedUpst
 
 
 async def test_hang_ups_that_race_with_a_freed_slot_lose_nothing(road: Road, upstream: ScriptedUpstream) -> None:
-    slots = road.gateway.slots["one"]
+    slots = road.gateway.serving.slots["one"]
     async with AsyncExitStack() as stack, Held(road, upstream, "one") as held:
         waiters = [await stack.enter_async_context(road.client()) for _ in range(20)]
         for n, waiter in enumerate(waiters):

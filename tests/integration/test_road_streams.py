@@ -167,7 +167,7 @@ async def test_the_opening_of_a_stream_waits_for_its_first_content(road: Road, u
         await road.caller.ask(client, "opener")
         await upstream.wait_for(lambda: gate.waiting == 1)
         assert upstream.last.sent_events == 1
-        assert road.gateway.slots["plain"].in_use == 1
+        assert road.gateway.serving.slots["plain"].in_use == 1
         gate.open()
         head = await client.head()
         assert head.headers["x-tidegate-upstream"] == "plain"

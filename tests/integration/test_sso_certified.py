@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,11 @@ from tests.support.oidc_provider import CertifiedProvider, installed_provider, r
 from tests.support.services import ServiceUnavailable
 from tests.support.sso_gateway import CALLBACK, PENDING, SsoGateway, leads_to, query_of, refused
 
-GROUPS = {"scopes": ("openid", "email", "groups"), "admin_groups": ("ops",), "member_groups": ("staff",)}
+GROUPS: dict[str, Any] = {
+    "scopes": ("openid", "email", "groups"),
+    "admin_groups": ("ops",),
+    "member_groups": ("staff",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ async def test_people_come_in_with_the_roles_of_their_groups(
 async def test_a_public_client_and_keys_of_elliptic_curves(
     provider: CertifiedProvider, sqlite_url: str, tmp_path: Path
 ) -> None:
-    public = {"client_id": "public", "client_secret": None}
+    public: dict[str, Any] = {"client_id": "public", "client_secret": None}
     async with SsoGateway.open(sqlite_url, tmp_path, provider.issuer, **public) as gateway:
         browser = gateway.browser()
         leads_to(await browser.log_in())
@@ -92,7 +97,7 @@ async def test_a_code_works_once_and_in_its_own_log_in_alone(
 
 @pytest.mark.parametrize("wrong", [{"client_secret": "another secret"}, {"client_id": "public"}])
 async def test_a_client_that_the_provider_does_not_know_names_its_settings(
-    provider: CertifiedProvider, sqlite_url: str, tmp_path: Path, wrong: dict[str, str]
+    provider: CertifiedProvider, sqlite_url: str, tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
     async with SsoGateway.open(sqlite_url, tmp_path, provider.issuer, **wrong) as gateway:
         message = refused(await gateway.browser().log_in(), 502, "upstream_error")

@@ -72,10 +72,11 @@ async def test_the_provider_is_asked_as_the_standards_say(gateway: SsoGateway, p
 
 async def test_what_a_page_is_told_of_it(gateway: SsoGateway, sqlite_url: str, tmp_path: Path) -> None:
     told = await gateway.browser().client.get("/auth/sso")
-    assert told.json() == {"enabled": True, "label": "single sign-on"}
+    assert told.json() == {"enabled": True, "label": "single sign-on", "password_log_in": True}
     async with SsoGateway.open(sqlite_url, tmp_path, None) as off:
         browser = off.browser()
-        assert (await browser.client.get("/auth/sso")).json() == {"enabled": False, "label": None}
+        off_state = {"enabled": False, "label": None, "password_log_in": True}
+        assert (await browser.client.get("/auth/sso")).json() == off_state
         for path in ("login", "callback?code=1&state=2"):
             answer = await browser.client.get(f"/auth/sso/{path}")
             assert "TIDEGATE_SINGLE_SIGN_ON__ISSUER" in refused(answer, 404, "not_found")
@@ -275,3 +276,54 @@ async def test_a_log_in_leads_to_no_other_site(gateway: SsoGateway, provider: Sc
     page = await browser.client.get(await browser.answer_of(began.headers["location"]))
     assert leads_to(page) == "/"
     assert page.text.count('<a href="/">') == page.text.count("href=") == 1
+
+
+async def test_a_log_in_ends_the_sign_in_that_the_browser_had(gateway: SsoGateway) -> None:
+    browser, other = gateway.browser(), gateway.browser()
+    leads_to(await browser.log_in())
+    leads_to(await other.log_in())
+    before = browser.client.cookies["__Host-tidegate_access"]
+    leads_to(await browser.log_in())
+    ended = await gateway.browser().client.get("/auth/me", headers={"Authorization": f"Bearer {before}"})
+    refused(ended, 401, "invalid_token")
+    assert await browser.email() == await other.email() == "ada@example.com"
+    assert len(await gateway.events("account.signed_out")) == 1
+
+
+async def test_a_log_in_ends_it_though_its_tokens_were_refreshed_meanwhile(gateway: SsoGateway) -> None:
+    browser = gateway.browser()
+    leads_to(await browser.log_in())
+    began = await browser.begin()
+    assert (await browser.client.post("/auth/page/refresh", headers={"X-Tidegate-CSRF": "1"})).status_code == 200
+    before = browser.client.cookies["__Host-tidegate_access"]
+    # The way back is the provider's: no cookie that is `SameSite=Strict` comes along.
+    kept = {name: value for name, value in browser.client.cookies.items() if name == PENDING}
+    browser.client.cookies.clear()
+    browser.client.cookies.update(kept)
+    leads_to(await browser.client.get(await browser.answer_of(began)))
+    ended = await gateway.browser().client.get("/auth/me", headers={"Authorization": f"Bearer {before}"})
+    refused(ended, 401, "invalid_token")
+
+
+async def test_a_log_in_that_is_refused_ends_nothing_and_says_why_on_a_page(
+    gateway: SsoGateway, provider: ScriptedProvider
+) -> None:
+    browser = gateway.browser()
+    leads_to(await browser.log_in())
+    async with gateway.database.transaction() as session:
+        await session.execute(update(User).values(disabled_at=utc_now()))
+    answer = await browser.answer_of(await browser.begin())
+    page = await browser.client.get(answer, headers={"Accept": "text/html,*/*;q=0.8", "X-Request-ID": "r-7"})
+    assert page.status_code == 401
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "This account is disabled: ask an admin." in page.text
+    assert '<a href="/sign-in">' in page.text
+    assert "r-7" in page.text
+    lines = page.headers.get_list("set-cookie")
+    assert [line.partition("=")[0] for line in lines] == [PENDING]
+    assert not await gateway.events("account.signed_out")
+    stray = await gateway.browser().client.get("/auth/sso/callback?code=1&state=2", headers={"Accept": "text/html"})
+    assert stray.status_code == 400
+    assert "sign in again" in stray.text
+    assert stray.headers["content-type"].startswith("text/html")

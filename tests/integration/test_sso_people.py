@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
@@ -31,9 +32,7 @@ GROUPS = {"admin_groups": ("ops",), "member_groups": ("staff", "guests")}
 
 
 @asynccontextmanager
-async def _gateway(
-    url: str, folder: Path, **single_sign_on: object
-) -> AsyncIterator[tuple[SsoGateway, ScriptedProvider]]:
+async def _gateway(url: str, folder: Path, **single_sign_on: Any) -> AsyncIterator[tuple[SsoGateway, ScriptedProvider]]:
     async with (
         ScriptedProvider.running() as provider,
         SsoGateway.open(url, folder, provider.issuer, **single_sign_on) as gateway,

@@ -37,7 +37,7 @@ from tidegate.mail.outbox import Outbox
 from tidegate.mail.post import Post
 from tidegate.server.http_server import uvicorn_config
 from tidegate.settings import Settings
-from tidegate.settings.groups import AuthSettings, DatabaseSettings, HttpSettings
+from tidegate.settings.groups import AuthSettings, DatabaseSettings, HttpSettings, LimitsSettings
 from tidegate.storage.database import Database
 
 Json = dict[str, Any]
@@ -83,6 +83,8 @@ class FuzzedApi:
             database=DatabaseSettings(url=SecretStr(url)),
             auth=AuthSettings(**secret_settings()),
             http=HttpSettings(public_url="http://gateway.example.com"),
+            # Else most of what is tried would be answered by them.
+            limits=LimitsSettings(api_per_minute=1_000_000, keys_per_member=1_000_000),
         )
         app = create_app(settings)
         async with database_at_head(url) as database, Outbox.running(_ForgetfulMailer()) as outbox:

@@ -27,6 +27,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     "/health": "an orchestrator asks without a credential",
     "/health/live": "an orchestrator asks without a credential",
     "/health/ready": "an orchestrator asks without a credential",
+    "/metrics": "on loopback outside of production, and on the management port; elsewhere it asks for the scope",
     "/auth/login": _SIGNING_IN,
     "/auth/refresh": _SIGNING_IN,
     "/auth/logout": _SIGNING_IN,

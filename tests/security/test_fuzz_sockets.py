@@ -86,9 +86,14 @@ def test_fuzz_a_url_of_redis_is_read_or_refused_without_a_word_of_it(written: by
         assert "pw" not in repr(address) or "pw" in f"{address.host}{address.path}"
 
 
-ASKS = [msgspec.json.encode(Ask("slot")) + b"\n", msgspec.json.encode(Ask("status", wait=False)) + b"\n", b"\n"]
+ASKS = [
+    msgspec.json.encode(Ask("slot", queue_length=0, flow="key", weight=2, size=3)) + b"\n",
+    msgspec.json.encode(Ask("status")) + b"\n",
+    msgspec.json.encode(Ask("slot")) + b"\n" + msgspec.json.encode(Ask("place")) + b"\n",
+    b"\n",
+]
 GRANTS = [
-    msgspec.json.encode(Told(status="waiting")) + b"\n",
+    msgspec.json.encode(Told(status="waiting", place=3, retry_ms=2000)) + b"\n",
     msgspec.json.encode(Told(base_url="http://127.0.0.1:1", api_key="k", slot=0)) + b"\n",
     msgspec.json.encode(Told(ready=True, in_use=1, waiting=2)) + b"\n",
     b'{"x":' + b"[" * 1500 + b"\n",

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, int], ...] = (
     (r"(app|lifespan)(\.|$)", 5),
     # The pages, which the app includes.
     (r"dashboard(\.|$)", 4),
-    (r"(cli|server)(\.|$)", 6),
+    (r"(cli|server|check)(\.|$)", 6),
 )
 # Endpoints take dependencies and contexts from the floor above, which builds them.
 _ENDPOINTS_MAY_IMPORT = re.compile(r"tidegate\.http(\.|$)")

@@ -59,7 +59,7 @@ class Image:
 
     def command(self, *arguments: str) -> list[str]:
         """What the image runs: its entry point and its command, or other arguments."""
-        program, *rest = [*self._entrypoint, *(arguments or self._command)]
+        program, *rest = [*self._entrypoint, *(list(arguments) or self._command)]
         found = shutil.which(program, path=self.environ["PATH"])
         assert found is not None, f"{program} is not on the image's PATH"
         return [found, *rest]

@@ -1,7 +1,7 @@
-"""A door before a server of loopback: clients connect to the door's port, and a test holds or shuts it.
+"""A door before a server of loopback: clients connect to the door's port, and a test holds, slows or shuts it.
 
-Held, it passes nothing on in either direction and takes new connections: a server that is stopped or slow. Shut, it
-ends every connection and refuses new ones: a server that is gone.
+Held, it passes nothing on in either direction and takes new connections: a server that is stopped. With `delay_s` each
+piece passes so much later: one that is slow. Shut, it ends every connection and refuses new ones: one that is gone.
 """
 
 import asyncio
@@ -22,6 +22,8 @@ class Door:
 
     def __init__(self, port: int) -> None:
         self.port = 0
+        self.delay_s = 0.0
+        """How much later each piece passes on, in either direction."""
         self.passed = 0
         """How many connections were made through it."""
         self._target = port
@@ -64,11 +66,13 @@ class Door:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            server_reader, server_writer = await asyncio.open_connection(LOOPBACK, self._target)
-            try:
-                await asyncio.gather(self._pass_on(reader, server_writer), self._pass_on(server_reader, writer))
-            finally:
-                server_writer.close()
+            # Behind it nobody may be listening: then its client is cut off, as it would be without a door.
+            with contextlib.suppress(ConnectionError):
+                server_reader, server_writer = await asyncio.open_connection(LOOPBACK, self._target)
+                try:
+                    await asyncio.gather(self._pass_on(reader, server_writer), self._pass_on(server_reader, writer))
+                finally:
+                    server_writer.close()
         finally:
             writer.close()
 
@@ -76,6 +80,8 @@ class Door:
         with contextlib.suppress(OSError):
             while piece := await reader.read(65536):
                 await self._is_open.wait()
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
                 writer.write(piece)
                 await writer.drain()
         # Either side's end is both sides' end.

@@ -45,13 +45,13 @@ class KeysApi:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, folder: Path, **settings_of_test: Any) -> AsyncIterator[Self]:
+    async def open(cls, url: str, folder: Path, *, models: str = ECHO, **settings_of_test: Any) -> AsyncIterator[Self]:
         async with database_at_head(url) as database:
             research, users = await _people(database)
         settings = Settings(
             environment="test",
             data_dir=folder / "data",
-            config_toml=ECHO,
+            config_toml=models,
             database=DatabaseSettings(url=SecretStr(url)),
             auth=AuthSettings(**secret_settings()),
             **settings_of_test,

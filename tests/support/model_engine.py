@@ -14,6 +14,7 @@ from typing import Self
 
 from tidegate.admission.model_gate import ModelGate, Told
 from tidegate.admission.slots import Lease, SlotAsk
+from tidegate.admission.steps import Steps
 from tidegate.server.model_door import Door, bind
 from tidegate.server.model_relay import EngineLost, Relay
 from tidegate.server.model_slots import Claim, ModelSlots
@@ -113,12 +114,16 @@ async def model(path: Path, *, slots: int = 2, is_open: bool = True, stuck_after
             yield Model(counted, engine, relay, losses)
 
 
-def worker(path: Path, *, queue_length: int = 100, queue_deadline_s: float = 60) -> ModelGate:
-    return ModelGate(path, upstream="local", queue_length=queue_length, queue_deadline_s=queue_deadline_s)
+def worker(
+    path: Path, *, queue_length: int = 100, queue_deadline_s: float = 60, steps: Steps | None = None
+) -> ModelGate:
+    return ModelGate(path, upstream="local", queue_length=queue_length, queue_deadline_s=queue_deadline_s, steps=steps)
 
 
-def hold(gate: ModelGate, deadline_s: float | None = None) -> contextlib.AbstractAsyncContextManager[Lease]:
-    return gate.hold(SlotAsk(uuid.uuid4()), deadline_s=deadline_s)
+def hold(
+    gate: ModelGate, deadline_s: float | None = None, ask: SlotAsk | None = None
+) -> contextlib.AbstractAsyncContextManager[Lease]:
+    return gate.hold(ask or SlotAsk(uuid.uuid4()), deadline_s=deadline_s)
 
 
 @asynccontextmanager

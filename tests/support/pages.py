@@ -39,7 +39,7 @@ async def get_page(
     edge = with_edge(app, settings)
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-        board = SimpleNamespace(state="ready", is_ready=True)
+        board = SimpleNamespace(readiness="ready")
         state = {"settings": settings, "health": board}
         whole = {**scope, "state": state, "server": ("127.0.0.1", port), "query_string": query.encode()}
         await edge(whole, receive, send)

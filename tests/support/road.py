@@ -33,9 +33,12 @@ from tidegate.app import create_app
 from tidegate.inference.gateway import Gateway
 from tidegate.ledger.reservation import Ledger
 from tidegate.lifespan import Surroundings
+from tidegate.lifespan.surroundings import ServedProcess
+from tidegate.routing.configuration import CatalogueSource
 from tidegate.server.http_server import uvicorn_config
 from tidegate.settings import Settings
 from tidegate.settings.groups import AuthSettings, BootstrapSettings, HttpSettings, RedisSettings, ServerSettings
+from tidegate.settings.tracing import TracingSettings
 from tidegate.storage.database import Database
 from tidegate.storage.migrate import migrate
 from tidegate.upstream.openai import OpenAIProvider
@@ -50,6 +53,7 @@ class Road:
     settings: Settings
     state: Mapping[str, Any]
     leaving: "Leaving"
+    root: "Root"
     tasks: set["asyncio.Task[Any]"] = field(default_factory=set)
     """Those that ran before the first request."""
     strangers: Mapping[int, int] = field(default_factory=dict)
@@ -74,13 +78,17 @@ class Road:
         database: Database = self.state["database"]
         return database
 
+    async def reload(self, catalogue: str) -> str:
+        """Serves by this catalogue from now on. Returns its version; raises `CatalogueError`."""
+        return await self.root.process.reload(CatalogueSource("reloaded.toml", catalogue))
+
     def client(self, *, receive_buffer: int | None = None) -> RawClient:
         return RawClient(self.base_url, receive_buffer=receive_buffer)
 
     def what_is_held(self) -> list[str]:
         """Everything that a request holds while it runs, and none may hold after its end."""
         held = []
-        for name, slots in self.gateway.slots.items():
+        for name, slots in self.gateway.serving.slots.items():
             if slots.in_use or slots.waiting:
                 held.append(f"slots of {name}: {slots.in_use} in use, {slots.waiting} waiting")
         pool = self.database.engine.pool
@@ -115,11 +123,11 @@ class Road:
 
     def established(self) -> dict[int, int]:
         """By the port of each upstream, how many connections this machine has to it."""
-        ports = {urlsplit(upstream.base_url).port for upstream in self.gateway.catalogue.upstreams.values()}
+        ports = {urlsplit(upstream.base_url).port for upstream in self.gateway.serving.catalogue.upstreams.values()}
         return {port: len(towards(port, "established")) for port in ports if port is not None}
 
     def _idle_connections(self) -> dict[int, int]:
-        for provider in self.gateway.providers.values():
+        for provider in self.gateway.serving.providers.values():
             if isinstance(provider, OpenAIProvider):
                 transport = provider._client._transport
                 assert isinstance(transport, UpstreamTransport)
@@ -134,14 +142,45 @@ class Leaving:
     draining: bool = False
 
 
+@dataclass
+class Root:
+    """Who stands above a road: it has a catalogue in force, or none, and knows the process that serves."""
+
+    source: CatalogueSource | None = None
+    attached_now: ServedProcess | None = None
+
+    @property
+    def process(self) -> ServedProcess:
+        assert self.attached_now is not None, "no process is attached"
+        return self.attached_now
+
+    async def catalogue(self) -> CatalogueSource | None:
+        return self.source
+
+    @asynccontextmanager
+    async def attached(self, process: ServedProcess) -> AsyncIterator[None]:
+        self.attached_now = process
+        try:
+            yield
+        finally:
+            self.attached_now = None
+
+
 @asynccontextmanager
 async def open_road(
-    folder: Path, catalogue: str, *, max_body_bytes: int = 20 * 1024 * 1024, redis: RedisSettings | None = None
+    folder: Path,
+    catalogue: str,
+    *,
+    max_body_bytes: int = 20 * 1024 * 1024,
+    redis: RedisSettings | None = None,
+    tracing: TracingSettings | None = None,
+    root: Root | None = None,
 ) -> AsyncIterator[Road]:
-    """The application on a real socket in the running loop, on Redis where one is given.
+    """The application on a real socket in the running loop, on Redis where one is given, traced where a collector is.
 
     At its end nothing may be held.
     """
+    root = root or Root()
     data_dir = folder / "var"
     data_dir.mkdir(parents=True, exist_ok=True)
     database = data_dir / "tidegate.db"
@@ -150,10 +189,12 @@ async def open_road(
     settings = _settings(data_dir, catalogue, max_body_bytes=max_body_bytes)
     if redis is not None:
         settings = settings.model_copy(update={"redis": redis})
+    if tracing is not None:
+        settings = settings.model_copy(update={"tracing": tracing})
     leaving = Leaving()
-    app = _Shown(create_app(settings, Surroundings(leaving=lambda: nullcontext(leaving))))
+    app = _Shown(create_app(settings, Surroundings(leaving=lambda: nullcontext(leaving), supervisor=root)))
     async with in_process_server(uvicorn_config(app, settings)) as base_url:
-        road = Road(Caller(base_url), settings, app.state, leaving)
+        road = Road(Caller(base_url), settings, app.state, leaving, root)
         # Opens the pool and the caches, and is on the way of no test.
         await road.caller.entries()
         road.tasks = asyncio.all_tasks()

@@ -3,13 +3,14 @@
 With the argument `warm` the server is a fork of the root.
 """
 
+import os
 import sys
 
 from tests.support.warm_root import fork_child
 from tidegate.server.children import Child, python
 from tidegate.server.model_keeper import Backoff
 from tidegate.server.root import Parts, run
-from tidegate.settings import load_settings
+from tidegate.settings import given_environment, load_settings
 
 # By name: the root imports no app.
 _APP = "tests.support.serve_parts"
@@ -17,6 +18,7 @@ _MODEL = "tests.support.serve_model"
 
 
 def _root() -> int:
+    environ = given_environment()
     settings = load_settings()
     parts = Parts(
         start=fork_child if sys.argv[1:] == ["warm"] else Child.start,
@@ -24,8 +26,9 @@ def _root() -> int:
         model=python(_MODEL, str(settings.data_dir)),
         backoff=Backoff(first_s=0.05, longest_s=0.2),
         patience_s=0.5,
+        comes_within_s=float(os.environ.get("COMES_WITHIN_S", "60")),
     )
-    return run(settings, parts)
+    return run(settings, parts, environ=environ)
 
 
 if __name__ == "__main__":

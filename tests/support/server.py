@@ -26,6 +26,7 @@ import psutil
 import uvicorn
 from starlette.types import ASGIApp
 
+from tests.support import blocking
 from tests.support.client import ConnectionEnded, RawClient
 from tests.support.schema import bring_to_head
 from tests.support.waiting import NeverHappened, eventually
@@ -80,6 +81,8 @@ class GatewayPlan:
             "TIDEGATE_SERVER__PORT": str(port),
             "TIDEGATE_SERVER__WORKERS": str(self.workers),
             "TIDEGATE_SERVER__DRAIN_S": str(self.drain_s),
+            # Tests ask until it is so, as often as they may.
+            "TIDEGATE_LIMITS__API_PER_MINUTE": "1000000",
             "TIDEGATE_BOOTSTRAP__ADMIN_EMAIL": ADMIN_EMAIL,
             "TIDEGATE_BOOTSTRAP__ADMIN_PASSWORD": ADMIN_PASSWORD,
             "TIDEGATE_BOOTSTRAP__API_KEY": API_KEY,
@@ -97,7 +100,8 @@ class GatewayProcess:
     >>> async with GatewayProcess(tmp_path, GatewayPlan(catalogue=catalogue(upstream.base_url, ["gpt"]))) as gateway:
     ...     async with RawClient(gateway.base_url) as client: ...
 
-    Leaving the context stops it with SIGTERM and raises where that took SIGKILL or left a process behind.
+    Leaving the context stops it with SIGTERM and raises where that took SIGKILL, left a process behind, or where a call
+    blocked a worker's loop meanwhile (`blocking.py`; not in cold ones).
     """
 
     api_key = API_KEY
@@ -160,6 +164,7 @@ class GatewayProcess:
         self._root.send_signal(signal.SIGTERM)
         code = await self.ended(within_s=self.plan.drain_s + _STOP_MARGIN_S)
         await self.assert_nothing_left()
+        self.assert_nothing_blocked()
         return code
 
     async def ended(self, *, within_s: float = 30.0) -> int:
@@ -207,6 +212,16 @@ class GatewayProcess:
                     process.kill()
             raise AssertionError(f"processes were left behind: {titles}\n{self.output()}") from None
 
+    def assert_nothing_blocked(self) -> None:
+        """Raises with the stack of each call that blocked a worker's loop, over all its starts so far."""
+        found = blocking.told(self.folder / blocking.FILE)
+        assert not found, "the loop was blocked:\n\n" + "\n\n".join(found)
+
+    @property
+    def worst_loop_lag_s(self) -> float:
+        """Of all workers that ended by themselves."""
+        return blocking.worst_lag_s(self.folder / blocking.FILE)
+
     async def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs `tidegate ARGUMENT…` on this gateway's settings, whether or not it runs."""
         done = await asyncio.to_thread(self._command, arguments)
@@ -238,6 +253,7 @@ class GatewayProcess:
             await self.stop()
         else:
             await self.assert_nothing_left()
+            self.assert_nothing_blocked()
 
     def _environ(self) -> dict[str, str]:
         return self.plan.environ(self.folder, self.port)

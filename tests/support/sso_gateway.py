@@ -42,7 +42,9 @@ class SsoGateway:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, folder: Path, issuer: str | None, **single_sign_on: Any) -> AsyncIterator[Self]:
+    async def open(
+        cls, url: str, folder: Path, issuer: str | None, *, password_log_in: bool = True, **single_sign_on: Any
+    ) -> AsyncIterator[Self]:
         async with database_at_head(url):
             pass
         chosen: dict[str, Any] = {}
@@ -53,7 +55,7 @@ class SsoGateway:
             data_dir=folder / "data",
             config_toml=ECHO,
             database=DatabaseSettings(url=SecretStr(url)),
-            auth=AuthSettings(**secret_settings()),
+            auth=AuthSettings(**secret_settings(), password_log_in=password_log_in),
             http=HttpSettings(public_url=GATEWAY),
             single_sign_on=SingleSignOnSettings(**{**chosen, **single_sign_on}),
         )

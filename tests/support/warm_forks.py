@@ -27,6 +27,7 @@ _MODULES = (
     *("tidegate.server.banner", "gunicorn.app.base", "gunicorn.arbiter", "uvicorn.lifespan.on", "uvloop"),
     *("tidegate.telemetry.gunicorn_logger", "sqlalchemy.dialects.sqlite.aiosqlite", "tests.support.serve_parts"),
     *("sqlalchemy.dialects.postgresql.asyncpg", "asyncpg", "runpy", "tests.support.warm_root"),
+    "tests.support.guarded",
 )
 _STANDARD = 3
 # What asyncio sets in a parent. A program begins with what this one began with: a test run in the background, or

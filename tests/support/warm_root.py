@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tests.support.warm_forks import become, run_module
 from tidegate.server.children import Child
@@ -13,12 +13,17 @@ from tidegate.server.children import Child
 _OUT, _ERR = 1, 2
 
 
-async def fork_child(command: Sequence[str], *, descriptors: Sequence[int] = ()) -> Child:
+async def fork_child(
+    command: Sequence[str], *, descriptors: Sequence[int] = (), environ: Mapping[str, str] | None = None
+) -> Child:
     """`Child.start` for a command of `children.python`."""
     reading, lifeline = os.pipe()
     pid = os.fork()
     if pid == 0:
         module = command.index("-m") + 1
+        if environ is not None:
+            os.environ.clear()
+            os.environ.update(environ)
         become(lambda: run_module(command[module], command[module + 1 :]), (reading, _OUT, _ERR), descriptors)
     os.close(reading)
     return Child(_Forked(pid), lifeline)

@@ -82,6 +82,34 @@ def test_off_it_never_opens() -> None:
     breaker.succeeded()
 
 
+def test_its_state_and_since_when_are_told() -> None:
+    breaker, clock = opened()
+    assert (breaker.state, breaker.in_state_for_s) == ("open", 0.0)
+    clock.now += 3
+    breaker.failed()
+    # Longer open, not opened anew.
+    assert (breaker.state, breaker.in_state_for_s) == ("open", 3.0)
+    clock.now += 7
+    # It closed by itself, five seconds after the last failure.
+    assert (breaker.state, breaker.in_state_for_s) == ("closed", 2.0)
+    breaker.succeeded()
+    clock.now += 1
+    assert (breaker.state, breaker.in_state_for_s) == ("closed", 3.0)
+
+
+def test_a_success_closes_it_at_once_and_that_is_since_when() -> None:
+    breaker, clock = opened()
+    clock.now += 1
+    breaker.succeeded()
+    clock.now += 4
+    assert (breaker.state, breaker.in_state_for_s) == ("closed", 4.0)
+
+
+def test_one_that_never_changed_says_so() -> None:
+    assert (Breaker(BreakerSettings()).state, Breaker(BreakerSettings()).in_state_for_s) == ("closed", None)
+    assert (Breaker(None).state, Breaker(None).in_state_for_s) == ("off", None)
+
+
 @settings(deadline=None)
 @given(
     st.integers(1, 4),

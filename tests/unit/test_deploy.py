@@ -15,8 +15,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import kubernetes_validate
+import jsonschema  # type: ignore[import-untyped]
+import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
@@ -41,6 +41,9 @@ VALUES: dict[str, dict[str, Any]] = {
             "apiFrom": [{"namespaceSelector": {"matchLabels": {"team": "apps"}}}],
             "managementFrom": [{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}],
         },
+        "extraVolumes": [{"name": "authority", "configMap": {"name": "authority"}}],
+        "extraVolumeMounts": [{"name": "authority", "mountPath": "/etc/authority", "readOnly": True}],
+        "migration": {"databaseUrlKey": "owner-url"},
         "podAnnotations": {"a": "b"},
         "nodeSelector": {"kubernetes.io/arch": "amd64"},
         "tolerations": [{"key": "llm", "operator": "Exists"}],
@@ -236,7 +239,16 @@ def _variables() -> set[str]:
 
 def test_the_wheel_that_is_made_from_the_sdist_holds_the_whole_package(tmp_path: Path) -> None:
     uv = Path(sys.executable).with_name("uv")
-    command = [uv, "build", "--quiet", "--no-build-isolation", "--python", sys.executable, "--out-dir", str(tmp_path)]
+    command = [
+        str(uv),
+        "build",
+        "--quiet",
+        "--no-build-isolation",
+        "--python",
+        sys.executable,
+        "--out-dir",
+        str(tmp_path),
+    ]
     subprocess.run([*command, str(ROOT)], check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     (sdist,) = tmp_path.glob("*.tar.gz")

@@ -186,7 +186,7 @@ class Raced(Drain):
 
     def _read(self) -> Reading:
         reading = super()._read()
-        if not reading.records and not self.meanwhile:
+        if reading.offset == self._journal.position[1] and not self.meanwhile:
             # In the loop, and before it hears of what was read.
             self._loop.call_soon_threadsafe(self._write)
         return reading

@@ -1,8 +1,10 @@
 """The access line: one a request, with what the ledger's entry says, and no secret."""
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -12,12 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.support.edge import EdgeApp, call, scope_of
 from tidegate.http.access import AccessLog
-from tidegate.http.context import HUNG_UP_KEY, request_context
+from tidegate.http.context import HUNG_UP_KEY, RequestContext, request_context
 from tidegate.http.middleware import RequestEdge
 from tidegate.ledger.entry import Attempt, Ending, Entry, OpenEntry, close_entry, new_entry_id, utc_now
 from tidegate.settings import Settings
+from tidegate.settings.logs import LogsSettings
 from tidegate.telemetry.lines import LineWriter
-from tidegate.telemetry.logging import LineHandler
+from tidegate.telemetry.logging import LineHandler, bound_entry_id
 
 WORKSPACE = uuid.UUID(int=7)
 KEY = "tg_abcdefgh_" + "S" * 43
@@ -26,19 +29,22 @@ KEY = "tg_abcdefgh_" + "S" * 43
 class Lines:
     """An access log that writes into a pipe, and what came out of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs: LogsSettings | None = None, *, console: bool = False) -> None:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         self.writer = LineWriter(self._write)
-        self.log = AccessLog(LineHandler(self.writer, "worker"))
+        self.handler = LineHandler(self.writer, "worker", console=console)
+        self.log = AccessLog(self.handler, logs)
 
-    def taken(self) -> list[dict[str, Any]]:
+    def text(self) -> bytes:
         self.writer.flush()
         try:
-            text = os.read(self._read, 1 << 16)
+            return os.read(self._read, 1 << 20)
         except BlockingIOError:
-            return []
-        return [orjson.loads(line) for line in text.splitlines()]
+            return b""
+
+    def taken(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.text().splitlines()]
 
     def close(self) -> None:
         os.close(self._read)
@@ -250,3 +256,140 @@ async def test_lone_surrogate_costs_no_line(lines: Lines) -> None:
     scope["path"] = "/\ud800"
     await run_with_client_that_goes(RequestEdge(nothing, lines.log), scope)
     assert len(lines.taken()) == 1
+
+
+@contextmanager
+def logging_as(logs: LogsSettings | None = None, *, console: bool = False) -> Iterator[Lines]:
+    lines = Lines(logs, console=console)
+    yield lines
+    lines.close()
+
+
+def ended(label: str, *, status: int | None = 200, took_s: float = 0.0, **ending: Any) -> RequestContext:
+    """A request of the road that has ended so."""
+    context = RequestContext(label, "POST", "/v1/chat/completions")
+    context.status, context.complete = status, True
+    context.entry = entry(**ending)
+    context.started -= took_s
+    return context
+
+
+def test_secret_in_an_upstreams_code_is_redacted(lines: Lines) -> None:
+    code = f"no-{KEY}"
+    in_answer = RequestContext("r-1", "POST", "/v1/chat/completions")
+    in_answer.error_code = code
+    for context in (in_answer, ended("r-2", status=400, outcome="upstream_failed", error_code=code)):
+        lines.log.write(context)
+    assert [line["error_code"] for line in lines.taken()] == ["no-tg_abcdefgh_[redacted]"] * 2
+
+
+def test_share_of_the_healthy_is_written_and_says_which_share(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="tidegate.access")
+    with logging_as(LogsSettings(access_sample=0.1)) as lines, logging_as(LogsSettings(access_sample=0.1)) as other:
+        labels = [f"req-{number:06d}" for number in range(3000)]
+        written, elsewhere = [], []
+        for label in labels:
+            lines.log.write(ended(label))
+            other.log.write(ended(label))
+            written += lines.taken()
+            elsewhere += other.taken()
+        assert {line["sample"] for line in written} == {0.1}
+        # Scaled up they are as many as there were, but for chance: 6 standard deviations.
+        assert abs(len(written) / 0.1 - len(labels)) < 6 * (len(labels) * 0.09) ** 0.5 / 0.1
+        # Every gateway that sees a label decides alike.
+        assert [line["request_id"] for line in elsewhere] == [line["request_id"] for line in written]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"status": 499, "outcome": "client_disconnected"},
+        {"status": 502, "outcome": "upstream_failed"},
+        {"status": 404},
+        {"status": None},
+        {"outcome": "upstream_failed"},
+        {"outcome": "interrupted"},
+        {"took_s": 30.5},
+    ],
+)
+def test_what_failed_was_cut_or_was_slow_is_always_written(
+    how: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="tidegate.access")
+    with logging_as(LogsSettings(access_sample=0)) as lines:
+        lines.log.write(ended("healthy"))
+        assert lines.taken() == []
+        lines.log.write(ended("r-1", **how))
+        (line,) = lines.taken()
+        # It stands for itself alone.
+        assert "sample" not in line
+
+
+def test_answer_that_broke_in_the_middle_is_always_written(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="tidegate.access")
+    with logging_as(LogsSettings(access_sample=0)) as lines:
+        context = ended("r-1")
+        context.entry, context.complete = None, False
+        lines.log.write(context)
+        assert len(lines.taken()) == 1
+
+
+def test_slow_is_what_the_settings_say(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="tidegate.access")
+    with logging_as(LogsSettings(access_sample=0, slow_s=2)) as lines:
+        lines.log.write(ended("quick", took_s=1))
+        lines.log.write(ended("slow", took_s=3))
+        assert [line["request_id"] for line in lines.taken()] == ["slow"]
+
+
+def test_without_a_share_every_line_is_written_and_none_says_so(lines: Lines) -> None:
+    for number in range(50):
+        lines.log.write(ended(f"r-{number}"))
+    taken = lines.taken()
+    assert len(taken) == 50
+    assert not any("sample" in line for line in taken)
+
+
+@pytest.mark.parametrize("sign", ["\x7f", "\x80", "\x9b", "\x9f", "\u2028", "\u2029"])
+def test_what_a_terminal_or_a_viewer_obeys_is_escaped(lines: Lines, sign: str) -> None:
+    context = ended("r-1")
+    context.path = f"/é{sign}"
+    lines.log.write(context)
+    text = lines.text()
+    assert sign.encode() not in text
+    assert "é".encode() in text
+    assert orjson.loads(text)["path"] == f"/é{sign}"
+
+
+def test_person_at_a_terminal_gets_one_readable_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="tidegate.access")
+    with logging_as(console=True) as lines:
+        lines.handler.colours = False
+        lines.log.write(ended("r-1", took_s=1.2, ttft_ms=80))
+        lines.log.write(ended("r-2", status=502, outcome="upstream_failed", error_code="upstream_error", ttft_ms=None))
+        lines.log.write(RequestContext("r-3", "GET", "/x\x1b[2J"))
+        first, second, third = (line.split(" ", 1)[1] for line in lines.text().decode().splitlines())
+    assert re.sub(r"\d\.\d s", "1.2 s", first) == (
+        "POST   /v1/chat/completions         200    1.2 s  ttft 80 ms  11→0 tokens  small via local  r-1"
+    )
+    assert second.endswith("s  11→0 tokens  small via local  upstream_failed  upstream_error  r-2")
+    # Aligned: the same columns below each other, and nothing of a caller's moves the cursor.
+    assert first.index("200") == second.index("502")
+    assert third.startswith("GET    /x\\x1b[2J")
+
+
+@pytest.mark.parametrize(
+    ("status", "colour"), [(200, "\x1b[32m"), (404, "\x1b[33m"), (499, "\x1b[33m"), (502, "\x1b[31m")]
+)
+def test_status_has_its_colour(status: int, colour: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="tidegate.access")
+    with logging_as(console=True) as lines:
+        lines.handler.colours = True
+        lines.log.write(ended("r-1", status=status))
+        assert f"{colour}{status}\x1b[0m" in lines.text().decode()
+
+
+async def test_request_that_waited_behind_another_on_its_connection_does_not_bear_that_ones_entry(lines: Lines) -> None:
+    bound_entry_id.set(uuid.UUID(int=1))
+    await call(app(lines), "GET", "/ok")
+    assert bound_entry_id.get() is None

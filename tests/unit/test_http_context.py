@@ -1,5 +1,7 @@
 """Request ids and what else the edge takes from a request's head."""
 
+from datetime import timedelta
+
 import pytest
 
 from tests.support.edge import scope_of
@@ -68,3 +70,9 @@ def test_user_agent_is_bounded() -> None:
 )
 def test_client_address_is_plain_and_bounded(client: tuple[str, int] | None, address: str | None) -> None:
     assert RequestContext.of(scope_of(client=client)).client_address == address
+
+
+def test_a_requests_own_time_goes_on_from_its_beginning_whatever_is_done_to_the_clock() -> None:
+    stepped = context()
+    stepped.received_ns += 3_600_000_000_000
+    assert stepped.received_at <= stepped.now() < stepped.received_at + timedelta(minutes=1)

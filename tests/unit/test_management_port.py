@@ -20,7 +20,7 @@ _PUBLIC, _MANAGEMENT = 8000, 9000
 # What callers of models need, what e-mails lead to, and what says whether this process works; all other routes are
 # management's.
 _OF_PEOPLE = ("/sign-in", "/forgot-password", "/invitation", "/reset-password", "/confirm-email", "/assets/")
-_ON_BOTH = ("/v1/", "/auth/", "/health", "/.well-known/", *_OF_PEOPLE)
+_ON_BOTH = ("/v1/", "/auth/", "/health", "/metrics", "/.well-known/", *_OF_PEOPLE)
 
 
 def _app(management_port: int | None) -> FastAPI:

@@ -1,16 +1,28 @@
-"""The model's slots are granted in order, never twice, and not before the model has ended what it did."""
+"""The model's slots are granted in fair order, never twice, and not before the model has ended what it did."""
 
 import asyncio
 
 import pytest
 
+from tests.unit.virtual_time import in_virtual_time
+from tidegate.admission.model_gate import Ask
 from tidegate.server.model_slots import Claim, ModelSlots
 
 
-def asked(slots: ModelSlots) -> Claim:
-    claim = slots.ask(may_wait=True)
+def asked(slots: ModelSlots, flow: str = "", *, weight: int = 1, size: int = 1) -> Claim:
+    claim = slots.ask(Ask("slot", 1000, flow, weight, size))
     assert claim is not None
     return claim
+
+
+def served(slots: ModelSlots, names: dict[Claim, str], holder: Claim) -> str:
+    """Who gets the slot, one after the other, once `holder` leaves it."""
+    order = ""
+    while names:
+        slots.leave(holder)
+        (holder,) = [claim for claim in names if claim.granted.done()]
+        order += names.pop(holder)
+    return order
 
 
 def opened(count: int) -> ModelSlots:
@@ -19,7 +31,7 @@ def opened(count: int) -> ModelSlots:
     return slots
 
 
-async def test_slots_are_granted_first_in_first_out() -> None:
+async def test_slots_are_granted_to_one_key_first_in_first_out() -> None:
     slots = opened(2)
     claims = [asked(slots) for _ in range(5)]
     assert [claim.granted.done() for claim in claims] == [True, True, False, False, False]
@@ -39,18 +51,66 @@ async def test_nothing_is_granted_before_the_model_answers() -> None:
     slots = ModelSlots(1)
     claim = asked(slots)
     assert not claim.granted.done()
-    assert slots.ask(may_wait=False) is None
+    assert slots.ask(Ask("slot", 1)) is None
     slots.open()
     assert claim.granted.result() == 0
 
 
 async def test_who_may_not_wait_gets_a_free_slot_or_none() -> None:
     slots = opened(1)
-    first = slots.ask(may_wait=False)
+    first = slots.ask(Ask("slot", queue_length=0))
     assert first is not None
     assert first.granted.done()
-    assert slots.ask(may_wait=False) is None
+    assert slots.ask(Ask("slot", queue_length=0)) is None
     assert slots.waiting == 0
+
+
+async def test_keys_take_turns_however_many_requests_one_of_them_has() -> None:
+    slots = opened(1)
+    holder = asked(slots, "other")
+    names = {asked(slots, flow): flow for flow in "aaaaabbc"}
+    assert served(slots, names, holder) == "abcabaaa"
+
+
+async def test_what_a_request_weighs_and_a_key_s_weight_say_whose_turn_it_is() -> None:
+    slots = opened(1)
+    holder = asked(slots, "other")
+    names = {asked(slots, "a", size=300): "a" for _ in range(3)} | {asked(slots, "b", size=100): "b" for _ in range(6)}
+    assert served(slots, names, holder) == "abbbabbba"
+    slots = opened(1)
+    holder = asked(slots, "other")
+    names = {asked(slots, "a", size=300): "a" for _ in range(3)}
+    names |= {asked(slots, "b", size=300, weight=3): "b" for _ in range(6)}
+    assert served(slots, names, holder) == "abbbabbba"
+
+
+async def test_a_place_is_known_while_one_waits() -> None:
+    slots = opened(1)
+    holder, first, second = asked(slots, "a"), asked(slots, "a"), asked(slots, "a")
+    other = asked(slots, "b")
+    assert [slots.place(claim) for claim in (holder, first, second, other)] == [0, 1, 3, 1]
+    slots.leave(first)
+    assert [slots.place(claim) for claim in (first, second, other)] == [0, 1, 1]
+
+
+@in_virtual_time
+async def test_who_is_refused_is_told_when_the_queue_may_have_been_served() -> None:
+    slots = opened(1)
+    assert slots.retry_ms() == 1000
+    claims = [asked(slots) for _ in range(10)]
+    for claim in claims[:5]:
+        await asyncio.sleep(2)
+        slots.leave(claim)
+    # Four wait, the fifth is who asks: 2 s each.
+    assert slots.retry_ms() == 10_000
+    for claim in reversed(claims[5:]):
+        slots.leave(claim)
+    # Nobody waited since: that says nothing of the pace.
+    await asyncio.sleep(3600)
+    claims = [asked(slots), asked(slots)]
+    await asyncio.sleep(2)
+    slots.leave(claims[0])
+    assert slots.retry_ms() == 2000
 
 
 async def test_a_slot_stays_taken_while_the_model_works_for_one_who_left() -> None:

@@ -82,7 +82,7 @@ class Takes:
 async def test_a_script_whose_answer_is_taken_where_it_is_read_is_the_same_command() -> None:
     server, taker = answering_scripts(ScriptedRedis()), Takes()
     async with to(server) as redis:
-        awaited = redis.script("two", ["köy"], ["take", b"\r\n\x00"])
+        awaited = redis.script("two", ["köy"], ["take", b"\r\n\x00", "a" * 40])
         redis.hand_script(taker, "two", "köy", "take", b"\r\n\x00")
         assert await awaited == 2
         assert taker.told == [2]
@@ -93,7 +93,7 @@ async def test_a_script_whose_answer_is_taken_where_it_is_read_is_the_same_comma
         # The script's turn came after that of what was sent meanwhile.
         await redis.send("PING")
         assert taker.told == [2, 2]
-        assert [b"EVAL", b"return 2", b"1", b"k", b"take", b"a"] in server.commands[-3:]
+        assert [b"EVAL", b"return 2", b"1", b"k", b"take", b"a", b"a" * 40] in server.commands[-3:]
     with pytest.raises(StoreGone):
         redis.hand_script(taker, "two", "k", "take", b"a")
 

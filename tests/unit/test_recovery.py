@@ -5,6 +5,7 @@ import fcntl
 import gc
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -72,6 +73,18 @@ async def test_what_was_left_open_becomes_interrupted(tmp_path: Path) -> None:
     ]
     assert (entry.ended_at, entry.attempts[-1].ended_at) == (NOON, NOON)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_entry_ends_no_sooner_than_it_began_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    journal, store = Journal.create(tmp_path), Store()
+    opened = an_open_entry()
+    journal.open(opened)
+    journal.begin_attempt(begun(opened.entry_id))
+    die(journal)
+    await recover(tmp_path, store, NOON - timedelta(hours=2))
+    [entry] = store.entries.values()
+    assert entry.ended_at >= entry.started_at
+    assert all(attempt.ended_at >= attempt.started_at for attempt in entry.attempts)
 
 
 async def test_what_never_reached_an_upstream_used_nothing(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def test_the_journal_says_everything_before_it_is_done(tmp_path: Path) -> None:
         reservation.begin_attempt(plan.attempts[0], input_tokens=5, started_at=NOON)
         assert isinstance(records(ledger)[-1], AttemptBegun)
         usage = Usage(Tokens(input=5), "estimated")
-        reservation.end_attempt(outcome="upstream_failed", usage=usage, status=500, upstream_request_id=None)
+        reservation.end_attempt(
+            outcome="upstream_failed", usage=usage, status=500, upstream_request_id=None, ended_at=NOON
+        )
         reservation.begin_attempt(plan.attempts[1], input_tokens=6, started_at=NOON)
         second = records(ledger)[-1]
         assert isinstance(second, AttemptBegun)
@@ -40,7 +42,7 @@ def test_the_journal_says_everything_before_it_is_done(tmp_path: Path) -> None:
         [first] = second.ended
         assert (first.n, first.outcome, first.cost) == (1, "upstream_failed", Decimal(5))
         usage = Usage(Tokens(input=1, cached_input=2, output=3, reasoning=4), "provider")
-        reservation.end_attempt(outcome="completed", usage=usage, status=200, upstream_request_id="req")
+        reservation.end_attempt(outcome="completed", usage=usage, status=200, upstream_request_id="req", ended_at=NOON)
         entry = reservation.settle(COMPLETED)
     assert records(ledger)[-1] == Settled(entry)
     assert ledger.open_entries == 0
@@ -73,7 +75,9 @@ def test_an_attempt_without_usage_is_a_row_all_the_same(tmp_path: Path) -> None:
     ledger, plan = Ledger(tmp_path, Store()), a_plan()
     with ledger.reserve(an_open_entry()) as reservation:
         reservation.begin_attempt(plan.attempts[0], input_tokens=5, started_at=NOON)
-        reservation.end_attempt(outcome="upstream_failed", usage=NO_USAGE, status=None, upstream_request_id=None)
+        reservation.end_attempt(
+            outcome="upstream_failed", usage=NO_USAGE, status=None, upstream_request_id=None, ended_at=NOON
+        )
         assert reservation.attempt_count == 1
         entry = reservation.settle(COMPLETED)
     assert (entry.attempts[0].usage_source, entry.input_tokens, entry.usage_source) == ("none", 0, "none")

@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from tidegate.server.bounds import LIFESPAN_END_S, SETTLE_S, server_bound_s, worker_bound_s
+from tidegate.server.bounds import (
+    KEPT_IDLE_S,
+    LIFESPAN_END_S,
+    SETTLE_S,
+    retired_bound_s,
+    retiring_bound_s,
+    server_bound_s,
+    worker_bound_s,
+)
 from tidegate.server.http_server import uvicorn_config
 from tidegate.settings import Settings
 from tidegate.settings.groups import ServerSettings
@@ -26,3 +34,5 @@ def test_each_bound_is_longer_than_what_it_waits_for(drain_s: float, linger_s: f
     assert net_s <= math.ceil(drain_s) + SETTLE_S + LIFESPAN_END_S
     assert worker_bound_s(settings) >= linger_s + drain_s + SETTLE_S + LIFESPAN_END_S
     assert server_bound_s(settings) > worker_bound_s(settings)
+    assert retiring_bound_s(settings) > KEPT_IDLE_S + drain_s + SETTLE_S + LIFESPAN_END_S
+    assert retired_bound_s(settings) > retiring_bound_s(settings)

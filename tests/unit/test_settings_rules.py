@@ -1,12 +1,15 @@
 """What production refuses: each fault alone names its variable, all of them come at once, and no secret is told."""
 
 import re
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.routing import iter_route_contexts
+from pydantic import ValidationError
+from redis.asyncio import Redis
 
 from tests.support.server import ADMIN_PASSWORD, API_KEY
 from tidegate.app import create_app
@@ -14,8 +17,10 @@ from tidegate.server.conditions import require_conditions
 from tidegate.server.refusal import StartRefused
 from tidegate.settings import Settings, setting_advice
 from tidegate.settings.hosts import is_loopback, is_private
-from tidegate.settings.rules import production_faults
+from tidegate.settings.rules import faults_everywhere, production_faults
 from tidegate.settings.secrets import weakness
+from tidegate.storage.pipeline_wire import Address
+from tidegate.storage.redis import open_redis
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ECHO = '[upstreams.echo]\nprovider = "echo"\n[[models]]\nname = "echo"\nattempts = ["echo/echo"]\n'
@@ -62,6 +67,18 @@ _BROKEN: list[tuple[str, Groups, str]] = [
     ("DATABASE__URL", {"database": {"url": None}}, "needed in production"),
     ("DATABASE__URL", {"database": {"url": "sqlite+aiosqlite:////tmp/x.db"}}, "SQLite serves one worker"),
     ("REDIS__URL", {"redis": {"url": None}}, "more than one worker"),
+    (
+        "DATABASE__TLS",
+        {"database": {"url": "postgresql+asyncpg://u:word@db.example.com/x"}},
+        "choose verify",
+    ),
+    (
+        "DATABASE__TLS",
+        {"database": {"url": "postgresql+asyncpg://u:word@db.example.com/x?ssl=prefer"}},
+        "choose verify",
+    ),
+    ("DATABASE__TLS", {"database": {"url": "postgresql+asyncpg://u:w@/x?host=db&host=a.example.com:5432"}}, "choose"),
+    ("DATABASE__TLS", {"database": {"url": "postgresql+asyncpg://u:w@db/x?host=db,a.example.com"}}, "choose verify"),
     ("AUTH__JWT_KEYS", {"auth": {"jwt_keys": ()}}, "needed in production"),
     ("AUTH__API_KEY_PEPPERS", {"auth": {"api_key_peppers": ()}}, "needed in production"),
     ("AUTH__JWT_KEYS", {"auth": {"jwt_keys": "1:changeme-Kq7Zr2Xw9Lm4Tn8Vb3HcJd6Fg"}}, "placeholder"),
@@ -121,6 +138,7 @@ _BROKEN: list[tuple[str, Groups, str]] = [
         ("HTTP__TRUSTED_PROXIES", {"http": {"trusted_proxies": proxy}}, "everyone")
         for proxy in ("*", "0.0.0.0/0", "::/0", "128.0.0.0/1", "2000::/3")
     ),
+    ("AUTH__JWT_KEYS", {"auth": {"jwt_keys": "1:Kq7Zr2Xw9Lm4Tn8Vb3HcYe6Sj1Pd5Gf0"}}, "192 bits"),
 ]
 
 
@@ -273,7 +291,10 @@ def test_advice_names_what_may_be_wrong(tmp_path: Path) -> None:
     exposed.write_text("x")
     exposed.chmod(0o644)
     settings = settings_with(
-        {"database": {"url": "postgresql+asyncpg://u@db.example.com/x"}, "redis": {"url": "redis://cache.example.com"}}
+        {
+            "database": {"url": "postgresql+asyncpg://u@db.example.com/x", "tls": "off"},
+            "redis": {"url": "redis://cache.example.com"},
+        }
     )
     assert production_faults(settings) == []
     environ = {"TIDEGATE_AUTH__JWT_KEYS": f"file:{exposed}", "TIDEGATE_CONFIG": f"file:{exposed}"}
@@ -281,7 +302,7 @@ def test_advice_names_what_may_be_wrong(tmp_path: Path) -> None:
     assert [line.split(": ")[0] for line in told] == [
         "TIDEGATE_AUTH__JWT_KEYS",
         "TIDEGATE_DATABASE__URL",
-        "TIDEGATE_DATABASE__URL",
+        "TIDEGATE_DATABASE__TLS",
         "TIDEGATE_REDIS__URL",
     ]
     exposed.chmod(0o600)
@@ -295,3 +316,85 @@ def test_no_setting_turns_the_docs_on_in_production() -> None:
     assert not served & {"/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
     names = [name for name, _ in Settings.model_fields.items()]
     assert not any("docs" in name or "debug" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("host", "chosen", "is_told"),
+    [
+        ("127.0.0.1", {}, False),
+        ("localhost", {}, False),
+        ("/x?host=/run/postgresql", {}, False),
+        ("/x?host=127.0.0.1:5432&host=localhost:5433", {}, False),
+        ("/x?host=127.0.0.1:5432&host=[fd00::1]:5433", {}, True),
+        ("/x?host=10.0.0.9&host=db.example.com", {"tls": "require"}, True),
+        ("db.internal", {}, True),
+        ("10.0.0.9", {}, True),
+        ("10.0.0.9", {"tls": "off"}, False),
+        ("10.0.0.9/x?ssl=verify-full", {}, False),
+        ("10.0.0.9/x?ssl=prefer", {}, True),
+        ("db.example.com", {"tls": "verify"}, False),
+        ("db.example.com", {"tls": "require"}, True),
+        ("db.example.com", {"tls": "off"}, True),
+        ("db.example.com/x?ssl=require", {}, False),
+    ],
+)
+def test_how_the_database_is_spoken_to_is_somebodys_choice(host: str, chosen: dict[str, str], is_told: bool) -> None:
+    place = host if "/" in host else f"{host}/x"
+    settings = settings_with({"database": {"url": f"postgresql+asyncpg://u:word@{place}", **chosen}})
+    assert production_faults(settings) == []
+    told = setting_advice(settings, {})
+    assert [line.split(": ")[0] for line in told] == (["TIDEGATE_DATABASE__TLS"] if is_told else [])
+
+
+_AUTHORITY = _ROOT / "tests" / "support" / "tls" / "certificate.pem"
+
+
+@pytest.mark.parametrize(
+    ("group", "variable", "values", "told"),
+    [
+        ("database", "ca_file", {"tls": "require", "ca_file": _AUTHORITY}, "TIDEGATE_DATABASE__TLS=verify"),
+        ("database", "ca_file", {"ca_file": _AUTHORITY}, "TIDEGATE_DATABASE__TLS=verify"),
+        ("database", "ca_file", {"tls": "verify", "ca_file": "/nowhere/ca.pem"}, "cannot be read"),
+        ("database", "ca_file", {"tls": "verify", "ca_file": Path(__file__)}, "BEGIN CERTIFICATE"),
+        ("database", "tls", {"url": "postgresql+asyncpg://h/x?ssl=require", "tls": "verify"}, "take its ssl= out"),
+        ("redis", "ca_file", {"url": "redis://h", "ca_file": _AUTHORITY}, "rediss://"),
+        ("redis", "ca_file", {"ca_file": _AUTHORITY}, "rediss://"),
+        ("redis", "ca_file", {"url": "rediss://h?ssl_cert_reqs=none", "ca_file": _AUTHORITY}, "ssl_cert_reqs="),
+        ("redis", "ca_file", {"url": "rediss://h/0?db=1&ssl_check_hostname=no", "ca_file": _AUTHORITY}, "take out"),
+    ],
+)
+def test_what_says_nothing_of_tls_is_refused_by_its_name(
+    group: str, variable: str, values: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings.model_validate({"environment": "test", group: values})
+    (fault,) = refused.value.errors()
+    assert fault["loc"] == (group, variable)
+    assert told in fault["msg"]
+
+
+def test_redis_is_told_which_authority_to_trust_by_every_client() -> None:
+    given = {"url": "rediss://:p%40ss@h:6380/2?ssl_ca_certs=/of/the/url", "ca_file": _AUTHORITY}
+    settings = Settings.model_validate({"environment": "test", "redis": given})
+    url = settings.redis.trusting_url
+    assert url is not None
+    address = Address.of(url)
+    assert (address.host, address.port, address.db, address.password) == ("h", 6380, 2, "p@ss")
+    assert address.tls is not None
+    context = address.tls.get()
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert len(context.get_ca_certs()) > 0
+    client = open_redis(settings)
+    assert isinstance(client, Redis)
+    assert client.connection_pool.connection_kwargs["ssl_ca_certs"] == str(_AUTHORITY)
+    plain = Settings.model_validate({"environment": "test", "redis": {"url": "redis://h"}})
+    assert plain.redis.trusting_url == "redis://h"
+
+
+def test_passwords_are_not_turned_off_where_nothing_else_lets_anybody_in() -> None:
+    off: Groups = {"auth": {"password_log_in": False}}
+    (fault,) = faults_everywhere(settings_with(off))
+    assert fault.startswith("TIDEGATE_AUTH__PASSWORD_LOG_IN: ")
+    assert "TIDEGATE_SINGLE_SIGN_ON__ISSUER" in fault
+    assert faults_everywhere(settings_with({**off, "single_sign_on": _SSO})) == []
+    assert faults_everywhere(settings_with()) == []

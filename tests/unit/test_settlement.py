@@ -87,6 +87,7 @@ def a_gateway(root: Path) -> Iterator[Gateway]:
     @dataclass
     class OnlyALedger:
         ledger: Ledger
+        observed: None = None
 
     ledger = Ledger(root, Store())
     yield cast("Gateway", OnlyALedger(ledger))
@@ -108,7 +109,9 @@ def run(gateway: Gateway, exchange: Exchange, error: BaseException | None, *, at
     with reserved(gateway, exchange, plan, cast("Admitted", LetIn()), None) as reservation:
         for _ in range(attempts):
             reservation.begin_attempt(plan.attempts[0], input_tokens=1, started_at=utc_now())
-            reservation.end_attempt(outcome="completed", usage=NO_USAGE, status=None, upstream_request_id=None)
+            reservation.end_attempt(
+                outcome="completed", usage=NO_USAGE, status=None, upstream_request_id=None, ended_at=utc_now()
+            )
         if error is not None:
             raise error
     return reservation

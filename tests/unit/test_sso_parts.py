@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 
 import httpx2
 import pytest
@@ -158,6 +159,25 @@ async def test_closing_ends_a_fetch_that_runs() -> None:
     await kept.aclose()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_closing_waits_for_no_fetch_that_does_not_end() -> None:
+    may_end = asyncio.Event()
+    is_waiting = asyncio.Event()
+
+    async def deaf() -> int:
+        while not may_end.is_set():
+            is_waiting.set()
+            with suppress(asyncio.CancelledError):
+                await may_end.wait()
+        return 1
+
+    kept = Kept(deaf, max_age_s=600)
+    asked = asyncio.create_task(kept.get())
+    await is_waiting.wait()
+    await asyncio.wait_for(kept.aclose(within_s=0.05), 10)
+    may_end.set()
+    assert await asked == 1
 
 
 class Drip(httpx2.AsyncByteStream):

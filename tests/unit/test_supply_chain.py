@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -48,16 +49,26 @@ def _pinned(lock: Path) -> dict[str, str]:
 
 
 def _imported() -> set[str]:
-    names = set()
+    modules = set()
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
-                names |= {alias.name.partition(".")[0] for alias in node.names}
+                modules |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names.add(node.module.partition(".")[0])
+                modules.add(node.module)
     packages = metadata.packages_distributions()
-    foreign = names - sys.stdlib_module_names - {"tidegate"}
-    return {str(canonicalize_name(dist)) for name in foreign for dist in packages.get(name, [name])}
+    foreign = {name for name in modules if name.partition(".")[0] not in sys.stdlib_module_names | {"tidegate"}}
+    return {str(canonicalize_name(dist)) for name in foreign for dist in _distributions(name, packages)}
+
+
+def _distributions(module: str, packages: Mapping[str, list[str]]) -> list[str]:
+    """Those that a module is from: of a namespace's, the ones that hold a file of it."""
+    top = module.partition(".")[0]
+    found = sorted(set(packages.get(top, [top])))
+    place = module.replace(".", "/")
+    if len(found) == 1:
+        return found
+    return [name for name in found if any(str(file).startswith(place) for file in metadata.files(name) or ())]
 
 
 def _script(name: str) -> ModuleType:

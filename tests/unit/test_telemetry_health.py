@@ -2,18 +2,25 @@
 
 import asyncio
 import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
 
 import orjson
 import pytest
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.support.edge import Answer, call
+from tests.support.edge import Answer, Headers, call
 from tests.support.waiting import eventually
+from tidegate.auth.principal import Principal
+from tidegate.auth.principal import Scope as KeyScope
+from tidegate.errors import InvalidApiKey, Unavailable
 from tidegate.http.errors import install_error_handlers
 from tidegate.http.middleware import RequestEdge
 from tidegate.telemetry.endpoints import router
 from tidegate.telemetry.health import CHECK_TIMEOUT_S, HealthBoard
+from tidegate.telemetry.logging import iso_now
 
 
 class Dependency:
@@ -57,20 +64,22 @@ def board(clock: Clock) -> HealthBoard:
     return board
 
 
-def app(board: HealthBoard) -> ASGIApp:
+def app(board: HealthBoard, state: Mapping[str, Any] | None = None) -> ASGIApp:
     inner = FastAPI()
     inner.include_router(router)
     install_error_handlers(inner)
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {"health": board}
+        scope["state"] = {"health": board, **(state or {})}
         await inner(scope, receive, send)
 
     return RequestEdge(with_state)
 
 
-async def get(board: HealthBoard, path: str = "/health") -> Answer:
-    answer = await call(app(board), "GET", path)
+async def get(
+    board: HealthBoard, path: str = "/health", *, state: Mapping[str, Any] | None = None, headers: Headers = ()
+) -> Answer:
+    answer = await call(app(board, state), "GET", path, headers=headers)
     assert answer.values("content-type") == ["application/json"]
     return answer
 
@@ -87,6 +96,7 @@ async def test_report_of_a_healthy_process(board: HealthBoard) -> None:
     report = answer.json
     assert report["checks"]["database"].pop("latency_ms") >= 0
     assert report["checks"]["cache"].pop("latency_ms") >= 0
+    assert all(check.pop("last_ok_at").endswith("Z") for check in report["checks"].values())
     assert report == {
         "status": "ok",
         "version": "0.1.0",
@@ -113,6 +123,81 @@ async def test_dependency_that_is_down_is_a_503_that_says_which_and_not_why(
     assert answer.json["request_id"] == answer.header("x-request-id")
     assert b"db.internal" not in answer.body
     assert "ConnectionRefusedError" in caplog.text
+
+
+async def test_last_good_time_stays_while_it_is_down(board: HealthBoard, clock: Clock) -> None:
+    database, never = Dependency(), Dependency()
+    never.error = ConnectionError()
+    board.add("database", database)
+    board.add("cache", never)
+    good = (await board.results())["database"].last_ok_at
+    assert good is not None
+    assert abs(time.time() - good) < 60
+    database.error = ConnectionError()
+    clock.now += 1
+    answer = await get(board)
+    assert answer.json["checks"]["database"]["status"] == "down"
+    assert answer.json["checks"]["database"]["last_ok_at"] == iso_now(good)
+    assert answer.json["checks"]["cache"]["last_ok_at"] is None
+    database.error = None
+    clock.now += 1
+    assert ((await board.results())["database"].last_ok_at or 0) > good
+
+
+def with_details(board: HealthBoard) -> HealthBoard:
+    board.details = lambda: {"pid": 7}
+    board.modes = {"limits": "Each worker judges by its share."}
+    board.flagged.add("limits")
+    return board
+
+
+async def test_stranger_reads_no_details(board: HealthBoard) -> None:
+    with_details(board).details_port = 9000
+    assert "details" not in (await get(board)).json
+    # What is lost is the contract's; what goes on without it is not.
+    assert (await get(board)).json["degraded"] == ["limits"]
+
+
+async def test_whoever_came_by_the_management_port_reads_details(board: HealthBoard) -> None:
+    with_details(board).details_port = 8000
+    details = (await get(board)).json["details"]
+    assert details == {"pid": 7, "degraded_modes": {"limits": "Each worker judges by its share."}}
+
+
+async def test_outside_production_everybody_reads_details(board: HealthBoard) -> None:
+    with_details(board).details_are_open = True
+    assert (await get(board)).json["details"]["pid"] == 7
+
+
+@pytest.mark.parametrize(
+    ("scopes", "reads"), [({"metrics"}, True), ({"inference", "usage", "manage"}, False), (set(), False)]
+)
+async def test_details_need_the_scope_metrics(board: HealthBoard, scopes: set[KeyScope], reads: bool) -> None:
+    with_details(board)
+
+    class Known:
+        async def authenticate(self, headers: object, address: object) -> Principal:
+            return Principal(workspace_id=uuid.UUID(int=1), scopes=frozenset(scopes))
+
+    answer = await get(board, state={"authenticator": Known()}, headers=[(b"x-api-key", b"tg_x")])
+    assert (answer.status, "details" in answer.json) == (200, reads)
+
+
+@pytest.mark.parametrize("refusal", [InvalidApiKey("no"), Unavailable("database"), None])
+async def test_credentials_that_cannot_be_judged_cost_the_details_and_not_the_answer(
+    board: HealthBoard, refusal: Exception | None
+) -> None:
+    with_details(board)
+
+    class Unknown:
+        async def authenticate(self, headers: object, address: object) -> Principal:
+            if refusal is None:
+                await asyncio.Event().wait()
+            raise refusal or AssertionError
+
+    answer = await get(board, state={"authenticator": Unknown()}, headers=[(b"authorization", b"Bearer x")])
+    assert answer.status == 200
+    assert "details" not in answer.json
 
 
 async def test_loss_and_return_are_logged_once_each(
@@ -221,6 +306,34 @@ async def test_not_ready(board: HealthBoard, state: str, code: str) -> None:
     answer = await get(board, "/health/ready")
     assert (answer.status, answer.json["status"], answer.error["code"]) == (503, state, code)
     assert (await get(board)).status == 200
+
+
+async def test_what_leaves_nothing_to_be_done_is_no_start(board: HealthBoard) -> None:
+    board.flagged = {"limits"}
+    board.refuses_work = lambda: "limits" in board.flagged
+    answer = await get(board, "/health/ready")
+    assert (answer.status, answer.json["status"], answer.json["degraded"]) == (503, "unavailable", ["limits"])
+    assert answer.error["message"] == "This process takes no work: it is unavailable."
+    board.flagged.clear()
+    assert (await get(board, "/health/ready")).status == 200
+
+
+async def test_who_leaves_or_refuses_checks_no_more_often_than_who_serves(clock: Clock) -> None:
+    leaving: list[bool] = []
+    board = HealthBoard(version="0.1.0", is_draining=lambda: bool(leaving), clock=clock)
+    database = Dependency()
+    board.add("database", database)
+    board.state = "ready"
+    await board.results()
+    leaving.append(True)
+    board.refuses_work = lambda: True
+    clock.now += 0.9
+    await board.results()
+    assert database.calls == 1
+    clock.now += 0.1
+    await board.results()
+    assert database.calls == 2
+    await board.aclose()
 
 
 async def test_draining_is_asked_of_who_knows() -> None:

@@ -1,18 +1,31 @@
 """Every line of a process is one JSON object with the same keys, and none holds a secret."""
 
+import asyncio
 import logging
 import os
 import pty
+import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+import tidegate
 from tidegate.telemetry.lines import LineWriter
-from tidegate.telemetry.logging import LineHandler, bound_request_id, get_logger, iso_now, line_handler, render
+from tidegate.telemetry.logging import (
+    LineHandler,
+    bound_entry_id,
+    bound_request_id,
+    get_logger,
+    iso_now,
+    line_handler,
+    render,
+)
 
 CONFIGURE = """
 import logging, sys, threading, warnings
@@ -108,11 +121,15 @@ uvicorn.info("configured again")
     assert [line["process"] for line in lines] == ["worker"] * 3 + ["arbiter"]
 
 
-def at_terminal(environment: str) -> str:
+GREET = "get_logger('t').info('hello', password='hunter2')"
+
+
+def at_terminal(environment: str, greet: str = GREET, **variables: str) -> str:
     """What a program writes whose stdout is a terminal."""
     leader, follower = pty.openpty()
-    program = CONFIGURE.format(environment=environment) + "get_logger('t').info('hello', password='hunter2')"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=follower) as running:
+    program = CONFIGURE.format(environment=environment) + greet
+    environ = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | variables
+    with subprocess.Popen([sys.executable, "-c", program], stdout=follower, env=environ) as running:
         os.close(follower)
         text = b""
         try:
@@ -132,9 +149,33 @@ def test_terminal_in_development_is_readable_and_keeps_secrets_too() -> None:
     assert "hunter2" not in text
 
 
+REQUEST = """
+from tidegate.http.access import AccessLog
+from tidegate.http.context import RequestContext
+from tidegate.telemetry.logging import line_handler
+context = RequestContext("r-1", "GET", "/v1/models")
+context.status = 200
+AccessLog(line_handler()).write(context)
+"""
+
+
+def test_terminal_in_development_has_colours() -> None:
+    # An empty NO_COLOR is none.
+    greeting, _, request = at_terminal("development", GREET + REQUEST, NO_COLOR="").partition("\n")
+    assert "\x1b[" in greeting
+    assert "\x1b[32m200\x1b[0m" in request
+
+
+def test_terminal_in_development_has_one_readable_line_a_request_without_colours_where_none_are_wanted() -> None:
+    text = at_terminal("development", GREET + REQUEST, NO_COLOR="1")
+    assert "\x1b[" not in text
+    assert re.search(r"Z GET    /v1/models {19}200 +\d+ m?s  r-1\r?\n", text)
+
+
 @pytest.mark.parametrize("environment", ["production", "test"])
 def test_terminal_elsewhere_has_json(environment: str) -> None:
-    assert orjson.loads(at_terminal(environment))["event"] == "hello"
+    lines = at_terminal(environment, GREET + REQUEST).splitlines()
+    assert [orjson.loads(line)["event"] for line in lines] == ["hello", "request"]
 
 
 @pytest.fixture
@@ -167,6 +208,54 @@ async def test_line_of_a_request_bears_its_id(take: Callable[[], list[dict[str, 
     bound_request_id.reset(token)
     log.info("outside")
     assert [line.get("request_id") for line in take()] == ["r-1", "r-1", None]
+
+
+async def test_line_of_a_request_in_the_ledger_bears_its_entrys_id_in_tasks_of_it_too(
+    take: Callable[[], list[dict[str, Any]]],
+) -> None:
+    log = get_logger("t")
+    entry_id = uuid.UUID(int=7)
+    # Tests of one worker share a context.
+    bound_entry_id.set(None)
+
+    async def request() -> None:
+        bound_request_id.set("r-1")
+        log.info("before")
+        bound_entry_id.set(entry_id)
+        log.info("at work")
+
+        async def started_by_it() -> None:
+            log.info("in a task of it")
+
+        await asyncio.create_task(started_by_it())
+        await asyncio.to_thread(log.info, "in a thread of it")
+
+    await asyncio.create_task(request())
+    log.info("elsewhere")
+    assert [(line.get("request_id"), line.get("entry_id")) for line in take()] == [
+        ("r-1", None),
+        *[("r-1", str(entry_id))] * 3,
+        (None, None),
+    ]
+
+
+@pytest.mark.parametrize("sign", ["\x7f", "\x80", "\x85", "\x9b", "\x9f", "\u2028", "\u2029"])
+def test_what_a_terminal_or_a_viewer_obeys_is_escaped(sign: str) -> None:
+    line = render({"event": f"é{sign}→", "big": 1 << 80, f"name{sign}": 1})
+    assert sign not in line
+    assert "é" in line
+    assert orjson.loads(line)["event"] == f"é{sign}→"
+
+
+def test_line_of_nothing_but_such_signs_is_bounded() -> None:
+    assert len(render({"event": "\x9b" * 100_000}).encode()) <= 16 * 1024
+
+
+def test_every_module_logs_by_this_one() -> None:
+    """Left to itself structlog prints, with what a caller sent, in no form and past every rule."""
+    source = Path(tidegate.__file__).parent
+    found = [path for path in source.rglob("*.py") if "structlog" in path.read_text("utf-8")]
+    assert found == [source / "telemetry" / "logging.py"]
 
 
 def test_exception_is_told_without_locals_and_without_secrets(take: Callable[[], list[dict[str, Any]]]) -> None:

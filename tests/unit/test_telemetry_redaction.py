@@ -43,10 +43,18 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0." + SECRET
         (f'{{"refresh_token":"a\\"{SECRET}"}}', "{\"refresh_token\":'[redacted]'}"),
         (f"?password={SECRET}&x=1", "?password=[redacted]&x=1"),
         (f"x-api-key: '{SECRET}'", "x-api-key: '[redacted]'"),
+        ("password: hunter2 was tried", "password: [redacted] was tried"),
+        ("Password:hunter", "Password:[redacted]"),
+        ("/files/API_KEY:hunter2", "/files/API_KEY:[redacted]"),
+        ("/as/basic dXNlcjpwYXNzd29yZA", "/as/basic [redacted]"),
+        ("smtp_password: correcthorse\nuser: ada", "smtp_password: [redacted]\nuser: ada"),
+        ("{client_secret: correcthorse, n: 1}", "{client_secret: [redacted], n: 1}"),
+        ("x-api-key: " + "correct-horse-" * 20 + "1", "x-api-key: [redacted]"),
     ],
 )
 def test_secret_is_taken_out_of_text(text: str, shown: str) -> None:
     assert redact(text) == shown
+    assert may_hold_secret(text)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,7 @@ def test_secret_is_taken_out_of_text(text: str, shown: str) -> None:
         "task-scheduling and risk-assessment",
         "tg_abcdefgh",
         "TIDEGATE_BOOTSTRAP__ADMIN_PASSWORD: must have at least 12 characters",
+        "password: this one is of those that are guessed first",
         "the API key is missing: send Authorization: Bearer <key>",
         "eyJ",
         "input_tokens=5",
