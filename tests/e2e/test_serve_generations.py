@@ -1,6 +1,7 @@
 """Replacing what runs, around a stand-in app: generations by SIGUSR2, and worn workers. Nothing is lost by it."""
 
 import contextlib
+import resource
 import signal
 from collections import Counter
 from functools import partial
@@ -15,6 +16,7 @@ from tests.support.server import GatewayPlan
 from tests.support.stand_in import ECHO, LOCAL, StandIn, kill
 from tests.support.steady_load import SteadyLoad
 from tests.support.waiting import eventually
+from tidegate.server.control import ask_root
 
 # Both are only read: the stand-ins open neither.
 _STORES = {
@@ -42,6 +44,14 @@ async def open_stream(client: RawClient, *, seconds: float) -> None:
 
 def says(gateway: StandIn, words: str, times: int = 1) -> bool:
     return gateway.output().count(words) >= times
+
+
+def attached(gateway: StandIn) -> int:
+    return len(ask_root(gateway.data_dir, {"ask": "report"}, within_s=10)["done"]["workers"])
+
+
+def serves(worker: psutil.Process, client: RawClient) -> bool:
+    return client.local_port in {port for each in worker.net_connections("inet") for port in each.raddr[1:]}
 
 
 def env_file(folder: Path, **variables: str) -> dict[str, str]:
@@ -102,8 +112,8 @@ async def test_one_process_is_replaced_too(tmp_path: Path) -> None:
 async def test_a_generation_that_cannot_come_leaves_the_old_one_serving(tmp_path: Path) -> None:
     (tmp_path / "tidegate.toml").write_text(ECHO)
     given = env_file(tmp_path) | {"TIDEGATE_CONFIG_TOML": "", "TIDEGATE_CONFIG": str(tmp_path / "tidegate.toml")}
-    async with StandIn(tmp_path, gunicorn(variables=given)) as gateway:
-        await eventually(lambda: len(gateway.titled("worker")) == 2)
+    async with StandIn(tmp_path, gunicorn(workers=4, variables=given)) as gateway:
+        await eventually(lambda: attached(gateway) == 4)
         processes = {process.pid for process in gateway.tree()}
         env_file(tmp_path, TIDEGATE_LIMITS__ON_STORE_FAILURE="perhaps", TIDEGATE_HTTP__NO_SUCH="1")
         await _is_not_replaced(gateway, 1)
@@ -118,6 +128,8 @@ async def test_a_generation_that_cannot_come_leaves_the_old_one_serving(tmp_path
         (tmp_path / "tidegate.toml").write_text(ECHO)
         gateway.tell("fail-to-start")
         await _is_not_replaced(gateway, 3)
+        # Nobody who looks at the log is shown gunicorn's own faults.
+        assert "HaltServer" not in gateway.output()
         (gateway.data_dir / "fail-to-start").unlink()
         (tmp_path / "env").unlink()
         await _is_not_replaced(gateway, 4)
@@ -234,6 +246,23 @@ async def test_worn_workers_are_replaced_and_nobody_notices(tmp_path: Path) -> N
         assert len(answered) >= 4
         assert says(gateway, "retires: others take its place", 2)
     assert "stream was cut" not in gateway.noted("ends")
+
+
+async def test_where_no_worker_can_be_started_the_others_serve_on(tmp_path: Path) -> None:
+    async with StandIn(tmp_path, gunicorn()) as gateway, RawClient(gateway.base_url) as client:
+        await eventually(lambda: attached(gateway) == 2)
+        (arbiter,) = gateway.titled("arbiter")
+        await open_stream(client, seconds=3)
+        (idle,) = [each.pid for each in gateway.titled("worker") if not serves(each, client)]
+        limits = arbiter.rlimit(resource.RLIMIT_NOFILE)
+        arbiter.rlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        kill(idle)
+        await eventually(partial(says, gateway, "a worker could not be started"), within_s=30)
+        assert (await client.body()).endswith(b"done\n")
+        arbiter.rlimit(resource.RLIMIT_NOFILE, limits)
+        await eventually(lambda: attached(gateway) == 2, within_s=30)
+        assert idle not in {each.pid for each in gateway.titled("worker")}
+        assert gateway.exit_code is None
 
 
 async def test_signals_to_the_arbiter_that_are_the_roots_change_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from tests.support.waiting import eventually
 from tidegate.routing.configuration import CatalogueError, CatalogueSource
-from tidegate.server.control import Message, NoRoot, ask_root, decode
+from tidegate.server.control import SOCKET_NAME, Message, NoRoot, ask_root, decode
 from tidegate.server.control_door import AttachedWorker, ControlDoor, WorkerGone
 from tidegate.server.supervisor import RootSupervisor
 
@@ -154,6 +155,20 @@ async def test_nobody_there_is_said_so(tmp_path: Path) -> None:
     async with opened(tmp_path):
         told = await asyncio.to_thread(ask_root, tmp_path, {"ask": "report"}, within_s=5)
         assert told == {"faults": ["there is no such ask"]}
+
+
+async def test_a_root_that_does_not_answer_is_no_matter_of_who_asks(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
+        listener.bind(str(tmp_path / SOCKET_NAME))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            # As many as it takes until the kernel takes no more.
+            while True:
+                connection = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                connection.setblocking(False)
+                connection.connect(str(tmp_path / SOCKET_NAME))
+        with pytest.raises(NoRoot, match="did not answer within"):
+            await asyncio.to_thread(ask_root, tmp_path, {"ask": "report"}, within_s=0.3)
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]\n", b"null\n", b"{\n", b'"x"\n'])

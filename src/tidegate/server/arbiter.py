@@ -16,6 +16,7 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from setproctitle import setproctitle
 from starlette.types import ASGIApp
 
@@ -100,6 +101,7 @@ class RootedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
         self._retiring_bound_s = retiring_bound_s(application.settings)
         self._crew = Crew(application.opening.workers)
         self._leave_by: dict[int, float] = {}
+        self._is_stopping = False
 
     def murder_workers(self) -> None:
         if lifeline.has_ended():
@@ -112,6 +114,18 @@ class RootedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
                 self.log.error("Worker (pid:%s) was to retire and did not end in time: it is killed", pid)
                 self.kill_worker(pid, signal.SIGKILL)
 
+    def stop(self, graceful: bool = True) -> None:
+        self._is_stopping = True
+        super().stop(graceful)
+
+    def reap_workers(self) -> None:
+        """One that could not boot ends the server, once: what else ends while it stops is only waited for."""
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if not self._is_stopping:
+                raise
+
     def manage_workers(self) -> None:
         """In every round, instead of gunicorn's own, which would end what is one too many."""
         for word, pid in self._words.heard():
@@ -122,10 +136,22 @@ class RootedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
             self._leave_by[pid] = time.monotonic() + self._retiring_bound_s
             self.kill_worker(pid, signal.SIGUSR2)
         for _ in range(orders.start):
-            self.spawn_worker()
+            if not self._is_spawned():
+                break
             time.sleep(_SPREAD_S * random.random())  # noqa: S311 - no secret
         if self._crew.retires and not self.WORKERS:
             raise StopIteration
+
+    def _is_spawned(self) -> bool:
+        """Whether there is one worker more. gunicorn would end those that serve where a fork fails."""
+        try:
+            self.spawn_worker()
+        except OSError as error:
+            if os.getpid() != self.pid:
+                raise
+            self.log.error("a worker could not be started, and is tried again: %s", error)  # noqa: TRY400
+            return False
+        return True
 
     def handle_usr2(self) -> None:
         self._crew.retires = True

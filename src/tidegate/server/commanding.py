@@ -79,6 +79,8 @@ class Commands:
     def replace_by_signal(self) -> None:
         if self._replacing is not None:
             self._say("SIGUSR2: a new generation is coming already; nothing was changed", signal="SIGUSR2")
+        elif (current := self._generations.current) is None or current.told is None:
+            self._say("SIGUSR2: the server is still starting; nothing was changed", signal="SIGUSR2")
         elif not self._is_over:
             self._replacing = self._begin(self._replace())
             self._replacing.add_done_callback(self._replaced)

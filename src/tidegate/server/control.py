@@ -68,7 +68,7 @@ def ask_root(data_dir: Path, ask: Message, *, within_s: float) -> Message:
             raise NoRoot(
                 f"No server runs in {data_dir}: start it (tidegate serve), or name its data directory (--data-dir)."
             ) from None
-        except (ConnectionError, TimeoutError):
+        except (ConnectionError, TimeoutError, BlockingIOError):
             line = b""
         except OSError as error:
             told = f"{path} cannot be used ({error.strerror or error}): run this as the user who runs the server."

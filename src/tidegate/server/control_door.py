@@ -30,7 +30,7 @@ class WorkerGone(Exception):
 
 
 class AttachedWorker:
-    """A worker that serves. Asks of it are answered in their order."""
+    """A worker that serves. Asks of it are answered in their order, but for those that wait for a database."""
 
     def __init__(self, attach: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.pid = int(attach["pid"])

@@ -4,9 +4,9 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import orjson
 
@@ -14,6 +14,7 @@ from tidegate.routing.configuration import CatalogueSource
 from tidegate.server.children import Child
 from tidegate.settings import Settings
 
+Told = TypeVar("Told", "Opened", CatalogueSource)
 # What is left behind by a generation that ended by itself.
 _LEFT_BEHIND_S = 5
 
@@ -126,4 +127,10 @@ async def _told(descriptor: int) -> Opened | None:
     if not text:
         return None
     told = orjson.loads(text)
-    return Opened(**{**told, "source": CatalogueSource(**told["source"])})
+    return _of(Opened, {**told, "source": _of(CatalogueSource, told["source"])})
+
+
+def _of(kind: type[Told], told: Mapping[str, Any]) -> Told:
+    """A newer release may tell more than this root knows of."""
+    known = {each.name for each in fields(kind)}
+    return kind(**{name: value for name, value in told.items() if name in known})

@@ -66,19 +66,19 @@ async def reload(door: ControlDoor, generation: Generation, settings: Settings) 
 async def bring_up_to_date(worker: AttachedWorker, generation: Generation | None) -> str | None:
     """Gives a worker the catalogue in force where it has an older one. Returns what is wrong, None where nothing is."""
     in_force = None if generation is None else generation.catalogue
-    if in_force is None or worker.serial == in_force.serial:
-        return None
-    serial = in_force.serial
-    try:
-        answer = await worker.ask(_ask(in_force.source, serial), within_s=FOLLOWED_WITHIN_S)
-    except WorkerGone:
-        # Whoever comes in its place begins with the catalogue in force.
-        return None
-    except TimeoutError:
-        return f"the worker {worker.pid} did not answer within {FOLLOWED_WITHIN_S:g} s: reload again, or end it"
-    if faults := _faults(answer):
-        return f"the worker {worker.pid} refused what another took: {'; '.join(faults)}"
-    worker.serial = serial
+    # Another reload may end while this worker is asked.
+    while in_force is not None and worker.serial != in_force.serial:
+        serial = in_force.serial
+        try:
+            answer = await worker.ask(_ask(in_force.source, serial), within_s=FOLLOWED_WITHIN_S)
+        except WorkerGone:
+            # Whoever comes in its place begins with the catalogue in force.
+            return None
+        except TimeoutError:
+            return f"the worker {worker.pid} did not answer within {FOLLOWED_WITHIN_S:g} s: reload again, or end it"
+        if faults := _faults(answer):
+            return f"the worker {worker.pid} refused what another took: {'; '.join(faults)}"
+        worker.serial = serial
     return None
 
 

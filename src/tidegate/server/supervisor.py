@@ -23,6 +23,8 @@ Recorder = Callable[[Message], Awaitable[None]]
 _ASK_WITHIN_S = 5.0
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
+# They wait for a database: a reload does not wait for them.
+_BESIDE = ("record", "facts")
 
 log = get_logger(__name__)
 
@@ -115,11 +117,25 @@ class RootSupervisor:
     async def _serve(self, process: ServedProcess, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         me = {"pid": os.getpid(), "generation": self._generation, "serial": self._serial}
         writer.write(encode({"ask": "attach", **me}))
-        while line := await reader.readline():
-            ask = decode(line)
-            answer = await self._answer(process, ask)
-            writer.write(encode({**answer, "id": ask["id"]}))
-            await writer.drain()
+        beside: set[asyncio.Task[None]] = set()
+        try:
+            while line := await reader.readline():
+                ask = decode(line)
+                telling = self._tell(process, ask, ask["id"], writer)
+                if ask["ask"] in _BESIDE:
+                    task = asyncio.create_task(telling)
+                    beside.add(task)
+                    task.add_done_callback(beside.discard)
+                else:
+                    await telling
+                    await writer.drain()
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+
+    async def _tell(self, process: ServedProcess, ask: Message, number: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(encode({**await self._answer(process, ask), "id": number}))
 
     async def _answer(self, process: ServedProcess, ask: Message) -> Message:
         try:
