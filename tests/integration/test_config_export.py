@@ -3,6 +3,7 @@
 import json
 import os
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ NAMES = {
     "TIDEGATE_SINGLE_SIGN_ON__LABEL": "it's us, ${HOME} \\ #1",
     "TIDEGATE_AUTH__PASSWORD_LOG_IN": "true",
 }
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """The command takes its environment file into the process's own environment, which here is that of all tests."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def run(*arguments: str, **variables: str) -> Result:

@@ -2,7 +2,7 @@
 
 aiosqlite's `close` waits for the word of its thread. Where SQLAlchemy gave up on a cancelled `close` and stopped that
 thread already, the word never comes: the task that closes waits for good, through its own cancellation, and the loop
-with it. So a connection is stopped once, and who asks again has nothing to wait for.
+with it. So a connection is stopped once, and who asks again waits for that.
 """
 
 import asyncio
@@ -16,15 +16,16 @@ _ROWS_AT_ONCE = 64
 
 
 class StoppedOnce(aiosqlite.Connection):
-    """aiosqlite's own, but for a second `stop`."""
+    """aiosqlite's own, but for a second `stop`, which is the first."""
 
+    _stopping: "asyncio.Future[None] | None" = None
     _is_stopped = False
 
     def stop(self) -> "asyncio.Future[None] | None":
-        if self._is_stopped:
-            return None
-        self._is_stopped = True
-        return super().stop()
+        if not self._is_stopped:
+            self._is_stopped = True
+            self._stopping = super().stop()
+        return self._stopping
 
 
 def connect(database: str, **arguments: Any) -> StoppedOnce:
