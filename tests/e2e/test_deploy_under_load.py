@@ -33,7 +33,7 @@ PROMPT_TOKENS = 11
 # A token every half second: a stream lasts 3 to 5 s.
 GAP_S = 0.5
 # Requests a second: at least so many that each step meets some, at most what leaves a busy machine its other half.
-SLOWEST, FASTEST = 5.0, 60.0
+SLOWEST, FASTEST = 5.0, 40.0
 RECYCLED_AFTER = 40
 
 

@@ -65,7 +65,7 @@ async def test_a_full_disk_refuses_new_requests_and_loses_none_that_was_accepted
     async with LimitedGateway.running(tmp_path, plan) as gateway:
         key = await gateway.key()
         caller = Caller(gateway.process.base_url, key.secret)
-        async with MixedLoad([caller], streams=6, short=3, short_model="short") as load:
+        async with MixedLoad([caller], streams=4, short=2, short_model="short", pause_s=0.1) as load:
             await load.goes_on(6)
             _fill(small_disk / "ballast")
             asked_before = len(upstream.requests)

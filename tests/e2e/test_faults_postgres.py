@@ -28,7 +28,7 @@ from tests.support.waiting import NeverHappened, eventually
 
 WORKERS = 2
 # So long the database is away: longer than a statement's and a health check's bounds.
-AWAY_S = 3.0
+AWAY_S = 2.5
 # A request that waited for the database would take longer than one may.
 MAY_TAKE_S = 2.5
 
@@ -112,9 +112,9 @@ async def a_scene(
         )
         async with LimitedGateway.running(tmp_path, plan) as gateway:
             callers = [Caller(gateway.process.base_url, (await gateway.key()).secret) for _ in range(3)]
-            async with MixedLoad(callers, streams=8, short=4, short_model="short") as load:
+            async with MixedLoad(callers, streams=6, short=3, short_model="short", pause_s=0.1) as load:
                 # Every key is known to every worker.
-                await load.goes_on(20)
+                await load.goes_on(10)
                 yield Scene(gateway, postgres, door, load)
 
 

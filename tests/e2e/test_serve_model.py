@@ -17,8 +17,10 @@ def plan(**fields: Any) -> GatewayPlan:
 async def test_a_model_that_dies_is_started_again(tmp_path: Path) -> None:
     async with StandIn(tmp_path, plan()) as gateway:
         first = await gateway.one_titled("model")
+        await eventually(lambda: str(first.pid) in gateway.noted("model-starts"), within_s=20)
         kill(first.pid)
         second = await gateway.one_titled("model", other_than=first.pid)
+        await eventually(lambda: str(second.pid) in gateway.noted("model-starts"), within_s=20)
         kill(second.pid)
         third = await gateway.one_titled("model", other_than=second.pid)
         assert gateway.noted("model-starts") == [str(each.pid) for each in (first, second, third)]

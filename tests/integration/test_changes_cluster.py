@@ -51,21 +51,21 @@ async def test_what_one_process_tells_the_others_hear_also_after_the_slot_moved(
     heard: list[str | None] = []
     async with Changes.running(ours) as changes, Changes.publishing(ours) as command:
         changes.listen("key:", heard.append)
-        await eventually(lambda: changes.is_live)
+        await eventually(lambda: changes.is_live, within_s=40)
         # Its echoes are heard: longer than a gap takes to be noticed without.
         read_at = time.monotonic()
-        await eventually(lambda: changes.vouched_until(read_at) > read_at + 1.5)
+        await eventually(lambda: changes.vouched_until(read_at) > read_at + 1.5, within_s=40)
         await command.tell("user:1")
         await command.tell("key:1")
-        await eventually(lambda: "key:1" in heard)
+        await eventually(lambda: "key:1" in heard, within_s=40)
         # One gap for each channel that it listens to; no echo is taken for a change.
         assert set(heard) == {None, "key:1"}
         assert not command.is_live
         before, gaps = cluster.owner(f"{redis_prefix}:changes"), changes.gaps
         cluster.move(f"{redis_prefix}:changes", to=cluster.other(before))
-        await eventually(lambda: changes.gaps > gaps and changes.is_live)
+        await eventually(lambda: changes.gaps > gaps and changes.is_live, within_s=40)
         await command.tell("key:2")
-        await eventually(lambda: "key:2" in heard)
+        await eventually(lambda: "key:2" in heard, within_s=40)
 
 
 async def test_what_is_told_while_a_master_dies_is_heard_or_is_a_gap(mortal: OwnCluster, redis_prefix: str) -> None:
@@ -73,16 +73,16 @@ async def test_what_is_told_while_a_master_dies_is_heard_or_is_a_gap(mortal: Own
     ours = settings(mortal, redis_prefix, mortal.url_beside(dead))
     async with Changes.running(ours) as changes, Changes.publishing(ours) as command:
         heard: list[str | None] = []
-        await eventually(lambda: changes.is_live)
+        await eventually(lambda: changes.is_live, within_s=40)
         changes.listen("key:", heard.append)
         mortal.kill(dead)
         await command.tell("key:1")
-        await eventually(lambda: "key:1" in heard or not changes.is_live)
+        await eventually(lambda: "key:1" in heard or not changes.is_live, within_s=40)
         # Nothing is vouched for until it is heard from the new master.
         await eventually(lambda: changes.is_live, within_s=40)
         assert None in heard
         await command.tell("key:2")
-        await eventually(lambda: "key:2" in heard)
+        await eventually(lambda: "key:2" in heard, within_s=40)
 
 
 async def test_values_and_answers_are_kept_at_the_master_of_their_workspace(

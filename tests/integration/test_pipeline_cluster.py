@@ -183,7 +183,7 @@ async def test_nodes_that_all_die_are_a_loss_and_a_cluster_that_was_never_there_
             redis.on_lost.append(lambda: lost.append("all"))
             for node in cluster.masters:
                 cluster.kill(node)
-            await eventually(lambda: not redis.is_connected)
+            await eventually(lambda: not redis.is_connected, within_s=40)
             assert (lost, redis.run_id, redis.runs()) == (["all"], None, {})
             with pytest.raises(StoreGone) as caught:
                 count(redis, key(redis_prefix, "w:1"))
@@ -212,7 +212,7 @@ async def test_what_a_script_publishes_on_one_node_is_heard_on_every_other(
                 heard.clear()
                 for node in cluster.masters:
                     node.client.publish(f"{redis_prefix}:grants:w1", str(number))
-                await eventually(lambda: len(heard) == 3)
+                await eventually(lambda: len(heard) == 3, within_s=40)
 
 
 @pytest.mark.parametrize("name", ["foo", "{foo}:bar", "x{}{foo}", "{}", "a{b", "", "p:{u:köy}:t", "{a}{b}", "{{a}}"])

@@ -25,8 +25,8 @@ from tidegate.auth.api_keys import generate_key
 
 # Each is found in no other text; production takes all of them.
 GIVEN = {
-    "jwt": "Zx81Qm-jwtkey-Vb47Rt90Lk23Wp65Ns18Hd",
-    "pepper": "Yw72Kp-pepper-Gc58Mu31Fj94Eq06Tz27Xa",
+    "jwt": "Zx81Qm-jwtkey-Vb47Rt90Lk23Wp65Ns18HdUe36Ci79Mj",
+    "pepper": "Yw72Kp-pepper-Gc58Mu31Fj94Eq06Tz27XaPl05Vs42Ob",
     "webhook": "Qd39Lv-webhook-Bn64Sy12Ok85Iw73Rg40C",
     "webhook_path": "T0WHp4thQd39LvBn64",
     "smtp": "Hs20Nf-smtppw-Px91",

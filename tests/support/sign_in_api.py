@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.credentials import EMAIL, PASSWORD, database_at_head, quick_passwords, secret_settings
 from tests.support.stand_in import ECHO
+from tests.support.waiting import eventually
 from tidegate.accounts.dependencies import get_accounts
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User
 from tidegate.accounts.service import Accounts
@@ -96,8 +97,13 @@ class SignInApi:
         return await self.post("/refresh", {"refresh_token": tokens["refresh_token"]})
 
     async def status_of(self, tokens: Json) -> int:
-        """What an access token is answered."""
-        return (await self.get("/me", by=tokens["access_token"])).status_code
+        """What an access token is answered; asked again where the database took too long to say."""
+
+        async def judged() -> int:
+            status = (await self.get("/me", by=tokens["access_token"])).status_code
+            return 0 if status == httpx2.codes.SERVICE_UNAVAILABLE else status
+
+        return await eventually(judged, within_s=30)
 
     async def events(self, *actions: str) -> Sequence[AuditEvent]:
         """What the audit trail has, the oldest first."""

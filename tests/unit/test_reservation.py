@@ -133,6 +133,8 @@ async def test_an_entry_that_is_open_when_the_process_leaves_is_left_for_the_nex
     assert len(list(tmp_path.iterdir())) == 1
     async with Ledger.running(tmp_path, store):
         await eventually(lambda: opened.entry_id in store.entries)
+        # Its own journal: the dead one's directory is removed in a thread.
+        await eventually(lambda: len(list(tmp_path.iterdir())) == 1)
     assert list(tmp_path.iterdir()) == []
 
 

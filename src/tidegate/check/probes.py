@@ -25,7 +25,7 @@ _LONGEST_HEAD = 64 * 1024
 # Of nobody: without a signature (RFC 7519, 6), for an account that there is not.
 _FORGED = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiIwIiwiaXNzIjoidGlkZWdhdGUiLCJleHAiOjQxMDI0NDQ4MDB9."
 # A documentation network (RFC 5737).
-_FORGED_ADDRESS = "203.0.113.{}"
+_FORGED_NETWORK = "203.0.113"
 
 
 class Probes:
@@ -69,7 +69,7 @@ class Probes:
 
     async def forged_address(self) -> Answer:
         """One more, as if for somebody else. After the countdown."""
-        return await self._log_out({"x-forwarded-for": _FORGED_ADDRESS.format(secrets.randbelow(254) + 1)})
+        return await self._log_out({"x-forwarded-for": f"{_FORGED_NETWORK}.{secrets.randbelow(254) + 1}"})
 
     async def ask(
         self,
