@@ -46,7 +46,8 @@ def _tell(told: dict[str, Any]) -> None:
     elif told["faults"]:
         click.echo(f"The catalogue {told['version']} is in force, but not in every worker.", err=True)
     else:
-        click.echo(f"The catalogue {told['version']} is in force in {told['workers']} workers.")
+        workers = "1 worker" if told["workers"] == 1 else f"{told['workers']} workers"
+        click.echo(f"The catalogue {told['version']} is in force in {workers}.")
 
 
 def _data_dir() -> Path:
