@@ -19,13 +19,14 @@ from tests.support.waiting import eventually
 from tests.unit.limits import a_limit
 from tidegate.admission.checks import Reserve
 from tidegate.admission.desk import Desk
-from tidegate.admission.model_gate import LONGEST_ADDRESS, SOCKET_NAME, ModelStatus
+from tidegate.admission.model_gate import SOCKET_NAME, ModelStatus
 from tidegate.admission.slots import SlotAsk
 from tidegate.admission.steps import Steps
 from tidegate.admission.store import UNDO, Check, Spent
 from tidegate.errors import Overloaded, RateLimitExceeded, Unavailable
 from tidegate.limits.values import Limit, Matched
 from tidegate.server.model_door import bind
+from tidegate.storage.unix_socket import LONGEST_ADDRESS
 
 
 class NothingToSeed:

@@ -10,12 +10,10 @@ before a slot is asked for.
 """
 
 import asyncio
-import os
 import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,10 +25,9 @@ from tidegate.admission.steps import Steps
 from tidegate.admission.store import MOST, UNDO
 from tidegate.errors import Unavailable
 from tidegate.storage.redis import upstream_tag
+from tidegate.storage.unix_socket import short_address
 
 SOCKET_NAME = "model.sock"
-# What `sun_path` holds beside its closing NUL: 108 bytes on Linux, 104 on macOS.
-LONGEST_ADDRESS = 107 if sys.platform == "linux" else 103
 _STATUS_WITHIN_S = 1.0
 _PLACE_WITHIN_S = 0.5
 _BACKLOG_PAUSE_S = 0.01
@@ -216,24 +213,6 @@ class ModelGate:
             f"The local model of the upstream {self._upstream!r} {state}. Try again in a moment.",
             headers={"Retry-After": "1"},
         )
-
-
-@contextmanager
-def short_address(path: Path) -> Iterator[str]:
-    """An address of the Unix socket at `path` that the kernel takes: through an open directory where the path is long.
-
-    Raises `OSError` where there is none, with a `strerror` that says so.
-    """
-    if len(os.fsencode(path)) <= LONGEST_ADDRESS:
-        yield str(path)
-        return
-    if sys.platform != "linux":
-        raise OSError(0, f"the path is longer than the {LONGEST_ADDRESS} bytes of a socket's address")
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
 
 
 class _Talk:

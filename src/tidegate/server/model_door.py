@@ -1,13 +1,11 @@
 """The model's gate as workers see it: a Unix socket, one connection a slot that is wanted or held.
 
-A connection's end, by whatever cause, leaves the queue or gives the slot back. The socket is bound under a name of its
-own and renamed into place: it replaces what a dead process left, it is never there without its mode 0600, and an old
-model that is still ending has nothing to remove.
+A connection's end, by whatever cause, leaves the queue or gives the slot back. The socket is renamed into place, so an
+old model that is still ending has nothing to remove.
 """
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +13,9 @@ from typing import Literal, Self
 
 import msgspec
 
-from tidegate.admission.model_gate import Ask, Told, short_address
+from tidegate.admission.model_gate import Ask, Told
 from tidegate.server.model_slots import Claim, ModelSlots
+from tidegate.storage.unix_socket import bind_at
 
 _ASK_WITHIN_S = 5.0
 _LONGEST_ASK = 1024
@@ -28,19 +27,7 @@ _BACKLOG = 4096
 
 def bind(path: Path) -> socket.socket:
     """A listening socket at `path`, in the place of what was there. Raises `OSError`."""
-    listener = socket.socket(socket.AF_UNIX)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        temporary.unlink(missing_ok=True)
-        with short_address(temporary) as address:
-            listener.bind(address)
-        temporary.chmod(0o600)
-        listener.listen(_BACKLOG)
-        temporary.replace(path)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+    return bind_at(path, backlog=_BACKLOG)
 
 
 class Door:
