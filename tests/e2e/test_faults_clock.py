@@ -17,7 +17,7 @@ from tests.support.caller import Caller, catalogue_of
 from tests.support.debian import debian_files
 from tests.support.limited import LimitedGateway, a_meter
 from tests.support.mixed_load import MixedLoad
-from tests.support.server import GatewayPlan
+from tests.support.server import GatewayPlan, answers
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
 
@@ -75,6 +75,7 @@ async def test_a_clock_that_is_stepped_breaks_no_request_and_no_entry(
             clock.write_text("-3600")
             await _until_the_clock_shows(gateway, -3600)
             await load.goes_on(6)
+            assert await answers(gateway.process.base_url, "/health/ready") == 200
             clock.write_text("+0")
             await _until_the_clock_shows(gateway, 0)
             await load.goes_on(6)

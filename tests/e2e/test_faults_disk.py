@@ -75,6 +75,7 @@ async def test_a_full_disk_refuses_new_requests_and_loses_none_that_was_accepted
 
             await eventually(is_refused, within_s=20)
             assert await answers(gateway.process.base_url, "/health/live") == 200
+            assert await answers(gateway.process.base_url, "/health/ready") == 200
             told = [await caller.chat("refused", model="short", stream=False) for _ in range(4)]
             refused = next(reply for reply in told if reply.status == 503)
             assert refused.error["code"] == "unavailable"

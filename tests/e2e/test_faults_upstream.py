@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.behaviours import Answer, Behaviour, Completion, refusal, silent, stalled
 from tests.support.caller import Caller, catalogue_of
 from tests.support.mixed_load import MixedLoad
-from tests.support.server import GatewayPlan, GatewayProcess
+from tests.support.server import GatewayPlan, GatewayProcess, answers
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
 
@@ -46,6 +46,7 @@ async def test_an_upstream_that_is_half_dead_costs_callers_no_more_than_it_must(
             began = time.monotonic()
             upstream.by_model["sick"] = behaviour
             await load.goes_on(30)
+            assert await answers(process.base_url, "/health/ready") == 200
             upstream.by_model["sick"] = WELL
             healed = time.monotonic()
             await _is_used_again(upstream)
