@@ -17,6 +17,12 @@ import pytest
 from tests.support import services, warm
 from tests.support.databases import Databases, lending
 from tests.support.services import Service, ServiceUnavailable
+from tests.support.stuck import (  # noqa: F401  (hooks: pytest finds them here)
+    pytest_configure,
+    pytest_exception_interact,
+    pytest_runtest_protocol,
+    pytest_unconfigure,
+)
 from tests.support.upstream import ScriptedUpstream
 
 # Else, where PYTHONDONTWRITEBYTECODE is set, each worker of each run would rewrite every assertion anew, and each
