@@ -1,6 +1,7 @@
 """The gateway's process tree around a stand-in app and model, driven like the real one."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -40,11 +41,9 @@ class StandIn(GatewayProcess):
         """The processes of the tree with this title, such as `worker`."""
         found = []
         for process in self.tree():
-            try:
-                if process.cmdline()[:1] == [f"tidegate: {title}"]:
+            with contextlib.suppress(psutil.Error):
+                if _title(process) == f"tidegate: {title}" and not _is_fresh(process):
                     found.append(process)
-            except psutil.Error:
-                continue
         return found
 
     async def one_titled(self, title: str, *, other_than: int = 0) -> psutil.Process:
@@ -77,6 +76,16 @@ class StandIn(GatewayProcess):
         """Leaves a word for the stand-ins: `unready`, `fail-to-start`, `model-code`."""
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.data_dir / name).write_text(text)
+
+
+def _title(process: psutil.Process) -> str:
+    return "".join(process.cmdline()[:1])
+
+
+def _is_fresh(process: psutil.Process) -> bool:
+    """Whether it is a fork that has still the title of what forked it."""
+    parent = process.parent()
+    return parent is not None and _title(parent) == _title(process)
 
 
 def _with_tests(environ: dict[str, str]) -> dict[str, str]:
