@@ -107,7 +107,15 @@ def compute(told: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize(
     ("cpu_s", "starved_s", "cause"),
-    [(0.0, 0.0, "blocked"), (0.4, 0.4, "blocked"), (0.9, 0.0, "busy"), (0.6, 0.9, "busy"), (0.1, 0.9, "starved")],
+    [
+        (0.0, 0.0, "blocked"),
+        (0.2, 0.2, "blocked"),
+        (0.9, 0.0, "busy"),
+        (0.6, 0.9, "busy"),
+        (0.45, 0.4, "busy"),
+        (0.4, 0.45, "starved"),
+        (0.1, 0.9, "starved"),
+    ],
 )
 def test_cause_is_what_took_most_of_the_time(cpu_s: float, starved_s: float, cause: str) -> None:
     assert cause_of(1.0, cpu_s=cpu_s, starved_s=starved_s) == cause

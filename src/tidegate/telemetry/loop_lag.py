@@ -148,9 +148,12 @@ class LoopLag:
 
 def cause_of(stalled_s: float, *, cpu_s: float, starved_s: float) -> Cause:
     """What held a loop that stood still so long, by its thread's CPU time and by how long it was kept from any."""
-    if cpu_s >= _MOST * stalled_s:
-        return "busy"
-    return "starved" if starved_s >= _MOST * stalled_s else "blocked"
+    most_s = _MOST * stalled_s
+    # Not what held it longest, but whether it waited in a call at all: a thread that computes on a busy machine has
+    # now its turn and now none, and waits for nobody.
+    if cpu_s + starved_s < most_s:
+        return "blocked"
+    return "busy" if cpu_s >= most_s or cpu_s >= starved_s else "starved"
 
 
 class _Watchdog:
