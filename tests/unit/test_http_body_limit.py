@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import anyio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.edge import EdgeApp, call, scope_of
+from tests.unit.virtual_time import in_virtual_time
 from tidegate.http.middleware import with_edge
 from tidegate.settings import Settings
 from tidegate.settings.groups import HttpSettings
@@ -80,6 +82,32 @@ async def test_rest_of_a_body_that_is_too_long_is_thrown_away_before_the_end(app
 
     await app(scope_of("POST", "/size"), receive, send)
     assert ends == [(True, 1), (False, 21)]
+
+
+@pytest.mark.parametrize(
+    ("every_s", "pieces", "closed_s"),
+    [(4.0, 5, 16.0), (4.0, 1000, 30.0), (6.0, 5, 5.0)],
+    ids=["slow", "endless", "idle"],
+)
+@in_virtual_time
+async def test_a_slow_sender_of_too_much_may_end_but_not_for_ever(every_s: float, pieces: int, closed_s: float) -> None:
+    count = 0
+    closed_at = 0.0
+
+    async def receive() -> Message:
+        nonlocal count
+        if count:
+            await anyio.sleep(every_s)
+        count += 1
+        return {"type": "http.request", "body": b"x" * 101, "more_body": count < pieces}
+
+    async def send(message: Message) -> None:
+        nonlocal closed_at
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            closed_at = anyio.current_time()
+
+    await EdgeApp(SETTINGS)(scope_of("POST", "/size"), receive, send)
+    assert closed_at == pytest.approx(closed_s)
 
 
 @pytest.mark.parametrize("length", [b"abc", b"-1", b"+5", b"1.5", b"", b" 5", b"0x10", b"\xb2"])

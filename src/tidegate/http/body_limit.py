@@ -5,8 +5,9 @@ or the settings' bound where that is less: anybody may send to /auth/login, and 
 How long a body may take to come is `protocol.py`'s.
 
 A body that says its length is refused at once; the server then throws away what still comes, so that a client that
-sends before it reads gets its answer. One of unknown length (chunked) is refused where it passes the bound; what comes
-for two more seconds is thrown away, then the connection is closed. Nothing of either is kept.
+sends before it reads gets its answer. One of unknown length (chunked) is refused where it passes the bound; what still
+comes is thrown away, for 30 s at most and until nothing came for 5, then the connection is closed (nginx's
+`lingering_time` and `lingering_timeout`). Nothing of either is kept.
 """
 
 import anyio
@@ -20,7 +21,8 @@ from tidegate.http.errors import send_error
 VARIABLE = "TIDEGATE_HTTP__MAX_BODY_BYTES"
 ROAD = "/v1/"
 MAX_BYTES_OFF_ROAD = 64 * 1024
-_LINGER_S = 2.0
+_LINGER_S = 30.0
+_LINGER_IDLE_S = 5.0
 _MOST_DIGITS = 18
 
 
@@ -88,8 +90,13 @@ class _Counted:
         # Closed with bytes unread, a socket is reset, and the reset may overtake the answer.
         await self._send({**message, "more_body": True})
         with anyio.move_on_after(_LINGER_S):
-            while True:
-                rest = await self._receive()
-                if rest["type"] != "http.request" or not rest.get("more_body", False):
-                    break
+            while await self._comes_more():
+                pass
         await self._send({"type": "http.response.body", "body": b""})
+
+    async def _comes_more(self) -> bool:
+        """Throws away what comes next. False where the body has ended, the client is gone, or nothing came."""
+        with anyio.move_on_after(_LINGER_IDLE_S):
+            rest = await self._receive()
+            return rest["type"] == "http.request" and bool(rest.get("more_body"))
+        return False
