@@ -27,7 +27,10 @@ async def gateway(tmp_path: Path, upstream: ScriptedUpstream) -> AsyncIterator[G
 async def test_64_mb_to_a_slow_reader_stay_at_the_upstream(gateway: GatewayProcess, upstream: ScriptedUpstream) -> None:
     caller = Caller(gateway.base_url)
     (worker,) = [process for process in gateway.tree() if process.cmdline()[:1] == ["tidegate: worker"]]
+    # An upstream that names no usage: the tokenizer is loaded, which is 15 MB once.
+    upstream.enqueue(Flood(total_bytes=MEGABYTE))
     assert (await caller.chat("warm")).is_done
+    assert (await caller.entry("warm"))["usage_source"] == "estimated"
     before = worker.memory_info().rss
     flood = Flood(total_bytes=STREAM_BYTES)
     upstream.enqueue(flood)
@@ -57,6 +60,6 @@ async def test_64_mb_to_a_slow_reader_stay_at_the_upstream(gateway: GatewayProce
             highest = max(highest, worker.memory_info().rss)
     assert tail.endswith(b"data: [DONE]\n\n")
     assert received > STREAM_BYTES * 0.9
-    assert highest - before < 12 * MEGABYTE, (before, highest)
+    assert highest - before < 6 * MEGABYTE, (before, highest)
     entry = await caller.entry("slow")
     assert (entry["outcome"], entry["output_tokens"]) == ("completed", STREAM_BYTES // len(flood.event))
