@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 UV := UV_NO_PROGRESS=1 $(BIN)/uv -q
 PIP := $(UV) pip install --python $(BIN)/python
 # Most tests wait for a process or a socket: four of them share two cores well. A file's servers start once, in one of
-# the four; the files go in their order, end-to-end first, so that short ones are left for the end.
-PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
+# the four; the files go in their order, end-to-end first, so that short ones are left for the end. A worker that ended
+# (tests/support/stuck.py) is not replaced: xdist 3.8 can then wait for ever at the end of the run.
+PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: help install serve test check lint types bench soak docs lock sbom audit clean
 

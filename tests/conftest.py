@@ -20,6 +20,7 @@ from tests.support.services import Service, ServiceUnavailable
 from tests.support.stuck import (  # noqa: F401  (hooks: pytest finds them here)
     pytest_configure,
     pytest_exception_interact,
+    pytest_pyfunc_call,
     pytest_runtest_protocol,
     pytest_unconfigure,
 )

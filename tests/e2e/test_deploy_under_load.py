@@ -163,7 +163,7 @@ async def entries_of(url: str) -> dict[str, list[tuple[Any, ...]]]:
     return found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_reload_a_replacement_recycling_and_a_stop_are_noticed_by_nobody(
     tmp_path: Path, postgres_url: str, redis_url: str, redis_prefix: str
 ) -> None:

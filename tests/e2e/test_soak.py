@@ -11,7 +11,7 @@ from benchmarks.soak_samples import RESIDENT, Bounds
 SECONDS = 20
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_a_short_soak_finds_no_fault_and_nothing_that_grows(
     postgres_url: str, redis_url: str, redis_prefix: str
 ) -> None:

@@ -1,22 +1,28 @@
-"""What ends a test that nothing else ends, with the stacks of all threads, so that a run always comes to its end.
+"""What ends a test that nothing else ends, so that a run always comes to its end, and names it.
 
-pytest-timeout raises in the main thread and once: where that thread does not run Python, or the clean-up afterwards
-waits for ever, the run would stand until somebody kills it, and name nothing. So the interpreter itself watches,
-without its lock. Under xdist the worker that ended is replaced, and its test reported as the one that crashed it.
+A coroutine is cancelled within its loop: its fixtures are taken down, and the run goes on. pytest-timeout, which is a
+little later, raises out of the loop and leaves the coroutine in anyio's one task, behind which every later fixture
+would wait for ever. That is for tests that are no coroutines. Where the main thread does not run Python, or the
+clean-up does not end, neither does anything: so the interpreter itself watches, without its lock, prints the stacks of
+all threads and ends the process.
 """
 
+import asyncio
 import faulthandler
+import functools
+import inspect
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
 
 import pytest
 
-# The test's own bound is pytest-timeout's; this long it may clean up after that.
-_MORE_S = 150
+# Before pytest-timeout's, and how long a test may clean up after that.
+_BEFORE_S, _MORE_S = 15, 150
+Test = Callable[..., Coroutine[Any, Any, None]]
 _stderr = pytest.StashKey[int]()
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     # A copy: while a test runs, pytest keeps for itself what is written to 2.
     config.stash[_stderr] = os.dup(2)
@@ -33,6 +39,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     return (yield)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        pyfuncitem.obj = _ending(pyfuncitem.obj, _bound_s(pyfuncitem) - _BEFORE_S)
+    return (yield)
+
+
 # pytest's own plugin stops the watch here, before the clean-up of a test that failed.
 @pytest.hookimpl(trylast=True)
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
@@ -42,6 +55,18 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
 
 def _watch(item: pytest.Item) -> None:
     # Not ended with the test: between two of them, and after the last, a run can stand still as well.
+    faulthandler.dump_traceback_later(_bound_s(item) + _MORE_S, exit=True, file=item.config.stash[_stderr])
+
+
+def _bound_s(item: pytest.Item) -> float:
     marker = item.get_closest_marker("timeout")
-    bound_s = float(marker.args[0] if marker else item.config.getini("timeout"))
-    faulthandler.dump_traceback_later(bound_s + _MORE_S, exit=True, file=item.config.stash[_stderr])
+    return float(marker.args[0] if marker else item.config.getini("timeout"))
+
+
+def _ending(test: Test, within_s: float) -> Test:
+    @functools.wraps(test)
+    async def bounded(*args: Any, **kwargs: Any) -> None:
+        async with asyncio.timeout(within_s):
+            await test(*args, **kwargs)
+
+    return bounded
