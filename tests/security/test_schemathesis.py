@@ -108,7 +108,6 @@ _SEEN = {
 }
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("run", RUNS, ids=[run.whose or "nobody" for run in RUNS])
 async def test_every_answer_is_as_the_document_says(run: Run, sqlite_url: str, tmp_path: Path) -> None:
     async with FuzzedApi.open(sqlite_url, tmp_path) as api:

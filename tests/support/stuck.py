@@ -59,8 +59,9 @@ def _watch(item: pytest.Item) -> None:
 
 
 def _bound_s(item: pytest.Item) -> float:
+    """As pytest-timeout finds it: the test's own, else the command's, else the project's."""
     marker = item.get_closest_marker("timeout")
-    return float(marker.args[0] if marker else item.config.getini("timeout"))
+    return float(marker.args[0] if marker else item.config.getoption("timeout") or item.config.getini("timeout"))
 
 
 def _ending(test: Test, within_s: float) -> Test:
