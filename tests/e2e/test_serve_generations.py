@@ -94,6 +94,37 @@ async def test_a_new_generation_takes_over_and_nobody_notices(tmp_path: Path) ->
     assert "stream was cut" not in gateway.noted("ends")
 
 
+async def test_a_third_generation_comes_once_the_first_has_left(tmp_path: Path) -> None:
+    async with StandIn(tmp_path, gunicorn()) as gateway, RawClient(gateway.base_url) as client:
+        (first,) = gateway.titled("arbiter")
+        await open_stream(client, seconds=3)
+        gateway.signal(signal.SIGUSR2)
+        await eventually(partial(says, gateway, "the new generation serves"), within_s=30)
+        gateway.signal(signal.SIGUSR2)
+        await eventually(partial(says, gateway, "waits for an older one to leave"), within_s=30)
+        assert first in gateway.titled("arbiter")
+        assert not says(gateway, "a new generation starts", 2)
+        assert (await client.body()).endswith(b"done\n")
+        client.hang_up()
+        await eventually(partial(says, gateway, "the new generation serves", 2), within_s=30)
+        told = gateway.output()
+        assert told.index("a generation has left") < told.rindex("a new generation starts")
+
+
+async def test_a_stop_while_a_generation_waits_to_come_starts_none(tmp_path: Path) -> None:
+    async with StandIn(tmp_path, gunicorn()) as gateway, RawClient(gateway.base_url) as client:
+        await open_stream(client, seconds=2)
+        gateway.signal(signal.SIGUSR2)
+        await eventually(partial(says, gateway, "the new generation serves"), within_s=30)
+        gateway.signal(signal.SIGUSR2)
+        await eventually(partial(says, gateway, "waits for an older one to leave"), within_s=30)
+        gateway.signal(signal.SIGTERM)
+        assert (await client.body()).endswith(b"done\n")
+        assert await gateway.ended() == 0
+        await gateway.assert_nothing_left()
+        assert not says(gateway, "a new generation starts", 2)
+
+
 async def test_one_process_is_replaced_too(tmp_path: Path) -> None:
     plan = GatewayPlan(catalogue=ECHO, drain_s=20)
     async with StandIn(tmp_path, plan) as gateway, RawClient(gateway.base_url) as client:

@@ -80,8 +80,12 @@ class Generations:
     async def replace(self, model_slots: int | None) -> Opened:
         """Starts the next generation, and retires the current one when that serves. Raises `NotReplaced`.
 
-        `model_slots` are the local model's, which outlives generations: they cannot have another number.
+        `model_slots` are the local model's, which outlives generations: they cannot have another number. Older ones
+        that still leave are waited for: connections to the stores are counted for two generations at once, not three.
         """
+        if self._leaving:
+            self._log.info("the next generation waits for an older one to leave")
+            await asyncio.wait(self._leaving)
         old = self._current
         new = await self._start()
         self._log.info("a new generation starts", generation=new.number, pid=new.child.pid)
