@@ -85,6 +85,8 @@ async def test_a_new_generation_takes_over_and_nobody_notices(tmp_path: Path) ->
         assert load.told_to_close > 0
         assert {orjson.loads(body)["prefix"] for body in load.bodies} == {"old", "new"}
         assert says(gateway, "a new generation is coming already")
+        # No descriptor is closed twice.
+        assert not says(gateway, "Error while closing")
         assert {process.pid for process in gateway.titled("root")} == before["root"] == {gateway.pid}
         assert {process.pid for process in gateway.titled("model")} == before["model"]
         assert len(gateway.titled("arbiter")) == 1

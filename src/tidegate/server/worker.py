@@ -96,7 +96,8 @@ class TidegateWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn and uvico
         watch(terminate_self, self.app.arbiter_lifeline)
         beating = asyncio.create_task(self._beat())
         try:
-            await server.serve(sockets=self.sockets)
+            # Not gunicorn's wrappers: uvloop would close what is in them twice, and the second time it may be another's.
+            await server.serve(sockets=[listener.sock for listener in self.sockets])
         finally:
             beating.cancel()
             with contextlib.suppress(asyncio.CancelledError):
