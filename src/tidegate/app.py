@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 import tidegate.accounts.api_keys.endpoints
 import tidegate.accounts.endpoints
 import tidegate.accounts.mailed.endpoints
+import tidegate.accounts.second_factor.endpoints
 import tidegate.accounts.sign_ins.endpoints
 import tidegate.accounts.single_sign_on.endpoints
 import tidegate.accounts.users.endpoints
@@ -85,6 +86,7 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
     app.include_router(tidegate.telemetry.metrics.endpoints.router)
     # Signing in is for callers of both ports: an access token is a credential of /v1 too.
     app.include_router(tidegate.accounts.endpoints.router)
+    app.include_router(tidegate.accounts.second_factor.endpoints.router)
     app.include_router(tidegate.accounts.sign_ins.endpoints.router)
     app.include_router(tidegate.accounts.single_sign_on.endpoints.router)
     app.include_router(tidegate.accounts.mailed.endpoints.auth)

@@ -8,8 +8,10 @@
         InvalidApiKey           401 invalid_api_key
         InvalidToken            401 invalid_token
         TokenExpired            401 token_expired
+        SecondFactorRequired    401 second_factor_required     the password was right, and a code is missing
       PermissionDenied          403 permission_denied
         ModelNotAllowed         403 model_not_allowed
+        ProofRequired           403 reauthentication_required  the sign-in is too old for this
       NotFound                  404 not_found
         ModelNotFound           404 model_not_found
       MethodNotAllowed          405 method_not_allowed
@@ -118,12 +120,24 @@ class TokenExpired(AuthenticationError):
     code = "token_expired"
 
 
+class SecondFactorRequired(AuthenticationError):
+    """A log-in by the right password of somebody who has a second factor: it is to be sent again with a `code`."""
+
+    code = "second_factor_required"
+
+
 class PermissionDenied(TidegateError):
     status, code = 403, "permission_denied"
 
 
 class ModelNotAllowed(PermissionDenied):
     code = "model_not_allowed"
+
+
+class ProofRequired(PermissionDenied):
+    """It takes somebody who proved lately who they are, or does so with this request."""
+
+    code = "reauthentication_required"
 
 
 class NotFound(TidegateError):

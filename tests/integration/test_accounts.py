@@ -30,6 +30,10 @@ from tidegate.auth.principal_cache import CacheBounds
 from tidegate.errors import AuthenticationError, Conflict, NotFound
 from tidegate.http.context import SCOPE_KEY, RequestContext
 from tidegate.http.errors import install_error_handlers
+from tidegate.mail.links import Links
+from tidegate.mail.mailer import NoMailer
+from tidegate.mail.outbox import Outbox
+from tidegate.mail.post import Post
 from tidegate.settings import Settings
 from tidegate.storage.changes import Changes
 from tidegate.storage.database import Database
@@ -69,11 +73,16 @@ class Gateway:
         app.dependency_overrides[get_accounts] = lambda: self.accounts
         app.dependency_overrides[get_tries] = lambda: tries
 
+        settings = Settings(environment="test")
+        post = Post(NoMailer(), Outbox(NoMailer()), Links(settings))
+
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             scope["state"] = {
                 "database": database,
                 "authenticator": self.authenticator,
-                "settings": Settings(environment="test"),
+                "keyrings": keyrings(),
+                "post": post,
+                "settings": settings,
                 "changes": Changes(None, "changes"),
             }
             scope[SCOPE_KEY] = RequestContext.of(scope)

@@ -86,6 +86,17 @@ def test_peppers_are_rotated_apart(shell: Shell) -> None:
     assert "TIDEGATE_AUTH__JWT_KEYS" in shell.run().stderr
 
 
+def test_keys_that_encrypt_are_rotated_apart(shell: Shell) -> None:
+    # Where the settings name none, those that are derived outside production go on.
+    new, old = shell.line("--encryption").split(",")
+    assert old.startswith("generated-1:")
+    assert not new.startswith("generated")
+    shell.environment["TIDEGATE_AUTH__ENCRYPTION_KEYS"] = new
+    assert shell.kids("--encryption")[1:] == [new.partition(":")[0], "generated-1"]
+    assert "TIDEGATE_AUTH__ENCRYPTION_KEYS" in shell.run("--encryption").stderr
+    assert shell.run("--encryption", "--peppers").exit_code == 2
+
+
 def test_json_says_which_variable_and_which_kids(shell: Shell) -> None:
     printed = json.loads(shell.run("--json").stdout)
     assert printed.keys() == {"variable", "value", "kids"}

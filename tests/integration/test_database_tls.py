@@ -20,7 +20,7 @@ from tidegate.cli.migrate import migrate_command
 from tidegate.errors import Unavailable
 from tidegate.settings.groups import DatabaseSettings
 from tidegate.storage.database import Database
-from tidegate.storage.tls import database_tls
+from tidegate.storage.database_login import database_login
 
 
 def _through(front: TlsFront, url: str) -> str:
@@ -34,7 +34,7 @@ def _port(url: str) -> int:
 
 async def _ask(url: str, **chosen: Any) -> int:
     settings = DatabaseSettings.model_validate({"url": url, **chosen})
-    database = await Database.open(url, tls=database_tls(settings))
+    database = await Database.open(url, login=database_login(settings))
     try:
         async with database.session() as session:
             found: int = (await session.execute(text("SELECT 7"))).scalar_one()

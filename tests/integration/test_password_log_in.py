@@ -21,10 +21,13 @@ BODIES = {
     "/auth/password/forgot": {"email": EMAIL},
     "/auth/password/reset": {"token": TOKEN, "password": PASSWORD},
     "/auth/password": {"current_password": PASSWORD, "password": PASSWORD},
+    "/auth/second-factor": {"password": PASSWORD},
+    "/auth/second-factor/confirm": {"code": "123456"},
+    "/auth/second-factor/recovery-codes": {"password": PASSWORD, "code": "123456"},
     "/auth/email": {"email": "new@example.com", "current_password": PASSWORD},
     "/auth/invitations/accept": {"token": TOKEN, "password": PASSWORD},
 }
-OF_PASSWORDS = {"login", "forgot", "reset", "accept", "change-password", "change-email"}
+OF_PASSWORDS = {"login", "forgot", "reset", "accept", "change-password", "change-email", "second-factor"}
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`tidegate users` and `tidegate workspaces`: inviting, enabling, setting passwords, and what the audit trail says."""
 
 import asyncio
+import json
 import os
 import pwd
 from pathlib import Path
@@ -12,7 +13,7 @@ from sqlalchemy import select
 from tests.integration.test_keys_cli import Shell
 from tests.support.credentials import database_at_head
 from tests.support.smtp import mail_server
-from tidegate.accounts.models import MailedToken, SignIn, User
+from tidegate.accounts.models import MailedToken, RecoveryCode, SecondFactor, SignIn, User
 from tidegate.accounts.service import Accounts
 from tidegate.audit.models import AuditEvent
 from tidegate.auth.passwords import Passwords
@@ -159,6 +160,30 @@ def test_a_password_that_is_guessed_first_is_refused(shell: Shell, password: str
     _create(shell)
     assert shell.run("users", "set-password", EMAIL, "--password-stdin", stdin=password).exit_code == 1
     assert _opens(shell, PASSWORD)
+
+
+def test_a_lost_second_factor_is_taken_away_and_its_user_told(shell: Shell) -> None:
+    _create(shell)
+    _add_sign_in(shell)
+    assert shell.run("users", "reset-second-factor", "nobody@example.com").exit_code == 1
+    # Without one it is nothing to do.
+    assert json.loads(shell.run("users", "reset-second-factor", EMAIL, "--json").stdout)["email"] == EMAIL
+    assert _rows(shell, SignIn)[0].ended_at is None
+
+    async def add() -> None:
+        async with database_at_head(shell.url) as database, database.transaction() as session:
+            user = (await session.scalars(select(User))).one()
+            given = {"user_id": user.id, "workspace_id": user.workspace_id}
+            session.add(SecondFactor(sealed_secret=b"1", secret_kid="1", confirmed_at=utc_now(), **given))
+            session.add(RecoveryCode(code_hash=b"1", **given))
+
+    asyncio.run(add())
+    done = shell.run("users", "reset-second-factor", EMAIL)
+    assert (done.exit_code, done.stdout) == (0, f"{EMAIL} has no second factor.\n")
+    assert "was reset" in done.stderr
+    assert [*_rows(shell, SecondFactor), *_rows(shell, RecoveryCode)] == []
+    assert _rows(shell, SignIn)[0].ended_because == "second_factor_changed"
+    assert _trail(shell)[-1] == ("account.second_factor_reset", "done", EMAIL)
 
 
 def test_workspaces_are_made_and_listed(shell: Shell) -> None:

@@ -61,6 +61,8 @@ async def test_no_body_breaks_a_route_or_is_taken(attacked: Attacked) -> None:
     for route, by in itertools.product(taking_bodies(), ("admin", None)):
         # Nobody's are refused before they are understood: a few show it.
         for name, body in bodies.items() if by else list(BOMBS.items())[:4]:
+            if name in ("null", "nothing") and {"type": "null"} in (route.body or {}).get("anyOf", ()):
+                continue
             answer = await attacked.call(
                 route.method, route.url(), by=by, content=body, headers={"Content-Type": "application/json"}
             )

@@ -129,7 +129,7 @@ async def test_every_route_that_takes_a_credential_has_an_end_of_tries(gateway: 
 
 
 def test_these_are_all_the_routes_that_anybody_may_try_credentials_on() -> None:
-    of_users = {"change-password", "change-email", "invite"}
+    of_users = {"change-password", "change-email", "invite", "second-factor", "prove-again"}
     # Single sign-on asks the provider, and takes nothing that could be guessed here.
     elsewhere = {name for name in SENSITIVE if name.startswith("sso")}
     assert {"login", *OPEN} == SENSITIVE.keys() - of_users - elsewhere

@@ -32,6 +32,12 @@ EXCLUDED = (
             "POST /auth/invitations/accept",
             "POST /auth/password",
             "POST /auth/password/reset",
+            "POST /auth/second-factor",
+            "POST /auth/second-factor/confirm",
+            "POST /auth/second-factor/recovery-codes",
+            "DELETE /auth/second-factor",
+            "POST /auth/logout/everywhere",
+            "DELETE /auth/sign-ins/{sign_in_id}",
         ),
     ),
     Excluded(

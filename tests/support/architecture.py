@@ -18,7 +18,7 @@ BANNED_NAMES = ("utils", "helpers", "manager", "handler", "process", "data", "co
 # From the ground up. The first pattern that matches a module's name (below `tidegate.`) says its floor.
 FLOORS: tuple[tuple[str, int], ...] = (
     (r"$", 0),
-    (r"(errors|settings)(\.|$)", 0),
+    (r"(errors|settings|tls)(\.|$)", 0),
     # Alembic's programs: run by it, imported by nobody, and they must see every table.
     (r"storage\.migrations(\.|$)", 6),
     # What the edge knows of a request: features read it, so it stands beside them.

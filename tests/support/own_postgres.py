@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -41,8 +41,12 @@ class OwnPostgres:
 
     @classmethod
     @contextmanager
-    def started(cls) -> Iterator[Self]:
-        """Raises `ServiceUnavailable` where no program is found."""
+    def started(cls, *access: str, files: Mapping[str, bytes] | None = None) -> Iterator[Self]:
+        """Raises `ServiceUnavailable` where no program is found.
+
+        `access` are lines of pg_hba.conf that stand before the one that trusts everybody. `files` are put beside it,
+        for the server alone: `server.crt`, `server.key` and `root.crt` turn TLS on.
+        """
         programs = _programs()
         user = services._unprivileged_user()
         with services._directory_for(user) as folder:
@@ -52,6 +56,7 @@ class OwnPostgres:
             if made.returncode:
                 raise ServiceUnavailable(f"initdb failed: {made.stdout[-500:]}")
             server = cls(programs, user, folder)
+            server._furnish(access, files or {})
             try:
                 server.start()
                 yield server
@@ -75,6 +80,21 @@ class OwnPostgres:
     def crash(self) -> None:
         """The immediate shutdown: as a loss of power, with recovery at the next start."""
         self._end(signal.SIGQUIT)
+
+    def _furnish(self, access: Sequence[str], files: Mapping[str, bytes]) -> None:
+        data = self._folder / "data"
+        if access:
+            rules = data / "pg_hba.conf"
+            rules.write_text("\n".join([*access, rules.read_text()]))
+        for name, content in files.items():
+            path = data / name
+            path.write_bytes(content)
+            path.chmod(0o600)
+            if self._user is not None:
+                shutil.chown(path, self._user)
+        if files:
+            with (data / "postgresql.conf").open("a") as settings:
+                settings.write("ssl = on\nssl_ca_file = 'root.crt'\n")
 
     def _end(self, number: signal.Signals) -> None:
         assert self._keeper is not None, "it does not run"

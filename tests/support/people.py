@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,18 +23,24 @@ from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.dependencies import get_accounts
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
 from tidegate.accounts.schemas import NewKey
+from tidegate.accounts.second_factor.dependencies import get_second_factors
+from tidegate.accounts.second_factor.sealing import Sealing
+from tidegate.accounts.second_factor.service import SecondFactors
 from tidegate.accounts.service import Accounts
 from tidegate.accounts.users.dependencies import get_passwords
 from tidegate.app import create_app
 from tidegate.audit.models import AuditEvent
+from tidegate.auth.keyring import Keyrings
 from tidegate.auth.passwords import Passwords
 from tidegate.errors import MailRefused, Unavailable
+from tidegate.ledger.entry import utc_now
 from tidegate.mail.links import Links
 from tidegate.mail.message import Message
 from tidegate.mail.outbox import Outbox
 from tidegate.mail.post import Post
 from tidegate.settings import Settings
 from tidegate.settings.groups import AuthSettings, DatabaseSettings, HttpSettings
+from tidegate.storage.changes import Changes, user_topic
 from tidegate.storage.database import Database
 
 Json = dict[str, Any]
@@ -41,6 +48,16 @@ PASSWORD = "correct horse battery"
 BETTER = "quite another horse stable"
 URL = "https://gateway.example.com"
 _TOKEN = re.compile(r"tgm_[A-Za-z0-9_-]{43}$")
+
+
+class StoppedClock:
+    """The time by which codes of second factors are judged. It stands where a test puts it."""
+
+    def __init__(self) -> None:
+        self.now = utc_now()
+
+    def __call__(self) -> datetime:
+        return self.now
 
 
 class CountingHasher(Argon2Hasher):
@@ -110,11 +127,14 @@ class People:
     research: uuid.UUID
     users: dict[str, uuid.UUID]
     keys: dict[str, str]
+    clock: "StoppedClock"
+    keyrings: Keyrings
+    sealing: Sealing
     tokens: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, folder: Path) -> AsyncIterator[Self]:
+    async def open(cls, url: str, folder: Path, **auth: Any) -> AsyncIterator[Self]:
         hasher = CountingHasher()
         passwords = Passwords(PasswordHash((hasher,)))
         async with database_at_head(url) as database:
@@ -125,23 +145,35 @@ class People:
             data_dir=folder / "data",
             config_toml=ECHO,
             database=DatabaseSettings(url=SecretStr(url)),
-            auth=AuthSettings(**secret_settings()),
+            auth=AuthSettings(**{**secret_settings(), **auth}),
             http=HttpSettings(public_url=URL),
         )
         app = create_app(settings)
-        mailer = RecordingMailer()
+        mailer, clock = RecordingMailer(), StoppedClock()
         async with app.router.lifespan_context(app) as state, Outbox.running(mailer, pauses_s=(0.0,)) as outbox:
             assert state is not None
             whole = {**state, "post": Post(mailer, outbox, Links(settings))}
             app.dependency_overrides[get_passwords] = lambda: passwords
             app.dependency_overrides[get_accounts] = lambda: Accounts(state["database"], passwords)
+            changes: Changes = state["changes"]
+
+            def second_factors() -> SecondFactors:
+                async def tell(user_id: uuid.UUID) -> None:
+                    await changes.tell(user_topic(user_id))
+
+                post = whole["post"]
+                return SecondFactors(state["database"], passwords, people.sealing, post, changed=tell, clock=clock)
+
+            app.dependency_overrides[get_second_factors] = second_factors
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
                 await app({**scope, "state": dict(whole)}, receive, send)
 
             transport = httpx2.ASGITransport(with_state, client=("192.0.2.1", 1234))
             async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
-                yield cls(client, state["database"], mailer, outbox, hasher, research, users, keys)
+                given = (client, state["database"], mailer, outbox, hasher, research, users, keys, clock)
+                people = cls(*given, state["keyrings"], Sealing(state["keyrings"].encryption))
+                yield people
 
     async def call(self, method: str, path: str, *, by: str | None = "admin", **options: Any) -> httpx2.Response:
         """`by` is one of the users or keys, a credential, or nobody (None)."""

@@ -118,7 +118,8 @@ class GatewayProcess:
 
     @property
     def base_url(self) -> str:
-        return f"http://{LOOPBACK}:{self.port}"
+        scheme = "https" if "TIDEGATE_SERVER__TLS_CERTIFICATE" in self.plan.variables else "http"
+        return f"{scheme}://{LOOPBACK}:{self.port}"
 
     @property
     def api_url(self) -> str:

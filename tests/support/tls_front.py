@@ -32,8 +32,8 @@ class Certificate:
     key_path: Path
 
 
-def certificate_for(name: str, folder: Path) -> Certificate:
-    """A certificate for a host's name or address, in files of `folder`."""
+def certificate_for(name: str, folder: Path, *, since_days: float = 1, until_days: float = 1) -> Certificate:
+    """A certificate for a host's name or address, in files of `folder`: valid since, and until, so many days."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     try:
@@ -47,8 +47,8 @@ def certificate_for(name: str, folder: Path) -> Certificate:
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now - timedelta(days=since_days))
+        .not_valid_after(now + timedelta(days=until_days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([named]), critical=False)
         .sign(key, hashes.SHA256())

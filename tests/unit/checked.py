@@ -141,7 +141,7 @@ _OF_STORES = {
         "max_connections": 100,
         "reserved": 3,
         "in_use": 7,
-        "revision": "0005",
+        "revision": "0006",
         "missing": [],
         "newer": None,
         "clock_ahead_s": 0.001,

@@ -3,8 +3,8 @@
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 
-import { ask, askSignedIn, Problem } from "./gateway.js";
-import { faultOfNewPassword, localAddress, programOf, sentence, tokenIn, wordsByField } from "./words.js";
+import { ask, askProven, askSignedIn, Problem } from "./gateway.js";
+import { faultOfCode, faultOfNewPassword, grouped, localAddress, programOf, sentence, tokenIn, wordsByField } from "./words.js";
 
 const ORIGIN = "https://gateway.example.com";
 let calls;
@@ -180,4 +180,32 @@ test("every failure has words for people", async () => {
   await assert.rejects(ask("GET", "/x"), { status: 0, message: /cannot be reached/ });
   browser({ onLine: false });
   await assert.rejects(ask("GET", "/x"), { message: /offline/ });
+});
+
+test("a proof is asked for where the gateway asks for one, and sent with the same call", async () => {
+  const proof = { password: "correct horse battery", code: "123456" };
+  const old = refused(403, "reauthentication_required");
+  answers = { "/x": [old, [204, null]] };
+  assert.equal(await askProven("DELETE", "/x", async () => proof), true);
+  assert.deepEqual(calls.map(({ body }) => body && JSON.parse(body)), [undefined, proof]);
+  // Who signed in of late is asked for none.
+  answers = { "/x": [[204, null]] };
+  assert.equal(await askProven("DELETE", "/x", () => assert.fail("asked")), true);
+  // Who leaves it has nothing sent.
+  calls = [];
+  answers = { "/x": [old] };
+  assert.equal(await askProven("DELETE", "/x", async () => null), false);
+  assert.equal(calls.length, 1);
+  // Another refusal, and a wrong proof, are said as they are, and no session is ended by them.
+  answers = { "/x": [refused(403, "permission_denied")] };
+  await assert.rejects(askProven("DELETE", "/x", () => assert.fail("asked")), { code: "permission_denied" });
+  answers = { "/x": [old, refused(400, "invalid_request")] };
+  await assert.rejects(askProven("DELETE", "/x", async () => proof), { status: 400, isSignedOut: false });
+});
+
+test("a key is shown in groups, and a code is asked for", () => {
+  assert.equal(grouped("ABCDEFGHIJ"), "ABCD EFGH IJ");
+  assert.equal(grouped("ABCDEFGH"), "ABCD EFGH");
+  assert.ok(faultOfCode("  "));
+  assert.equal(faultOfCode("123 456"), null);
 });

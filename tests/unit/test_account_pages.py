@@ -119,7 +119,7 @@ async def test_every_field_has_its_label_its_purpose_and_a_place_for_its_fault(p
     labelled = {label["for"] for label in elements.all("label")}
     for field_ in elements.all("input"):
         assert field_["id"] in labelled
-        assert field_["autocomplete"] in {"username", "current-password", "new-password"}
+        assert field_["autocomplete"] in {"username", "current-password", "new-password", "one-time-code"}
         described = (field_["aria-describedby"] or "").split()
         assert f"{field_['id']}-fault" in described
         assert set(described) <= set(ids)

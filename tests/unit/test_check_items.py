@@ -245,3 +245,13 @@ def test_tries_that_are_over_show_the_limit() -> None:
     server = nothing_wrong()
     server.countdown = [answered(429)]
     assert of("3.4", findings(server.subject())).verdict == "pass"
+
+
+def test_what_goes_in_the_clear_is_shown_and_breaks_nothing() -> None:
+    server = nothing_wrong()
+    fact("settings", "in_the_clear", ["TIDEGATE_REDIS__URL (cache)", "upstreams.vllm.base_url (vllm)"])(server)
+    shown = of("1.2", findings(server.subject()))
+    assert shown.verdict == "pass"
+    assert shown.evidence.endswith(
+        "in the clear beyond this machine: TIDEGATE_REDIS__URL (cache); upstreams.vllm.base_url (vllm)"
+    )

@@ -16,7 +16,7 @@ from tidegate.admission.store import Asked, whole
 from tidegate.auth.principal import Principal
 from tidegate.ledger.entry import Attribution
 from tidegate.limits.matching import Met, WorkspaceLimits
-from tidegate.limits.values import Limit, Matched, Meter
+from tidegate.limits.values import Limit, Matched, Meter, Window
 
 CALLER = Principal(workspace_id=DEFAULT_WORKSPACE_ID, key_id=uuid.uuid4())
 TRUSTED = Principal(workspace_id=DEFAULT_WORKSPACE_ID, key_id=uuid.uuid4(), trusts_attribution=True)
@@ -55,6 +55,18 @@ def test_answers_tell_the_window_of_their_moment(used: int) -> None:
         anew = [check_of(one, Reserve(), now_s) for one in limits]
         figures, now_ms = [used] * len(limits), int(now_s * 1000)
         assert Compiled.of(limits, now_s).form.told(figures, now_ms) == limit_headers(limits, anew, figures, now_ms)
+
+
+@pytest.mark.parametrize("window", ["minute", "hour"])
+def test_answers_of_one_second_tell_what_is_so_in_each_moment_of_it(window: Window) -> None:
+    limits = met([a_limit(window=window, amount=100), a_limit(meter="concurrency", window=None)])
+    hour_ends_ms = (MIDNIGHT + 3600) * 1000
+    form = Compiled.of(limits, MIDNIGHT).form
+    checks = [check_of(one, Reserve(), MIDNIGHT) for one in limits]
+    for before_ms in (90_001, 90_000, 89_999, 89_001, 89_000, 1_001, 1_000, 999, 500, 1, 0, -5):
+        for used in ((7, 1), (0, 1), (8, 0)):
+            now_ms = hour_ends_ms - before_ms
+            assert form.told(used, now_ms) == limit_headers(limits, checks, used, now_ms)
 
 
 def test_what_is_compiled_is_kept_until_the_first_of_its_windows_ends() -> None:

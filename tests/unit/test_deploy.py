@@ -49,6 +49,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "tolerations": [{"key": "llm", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
         "service": {"annotations": {"c": "d"}, "port": 8080},
+        "tls": {"secretName": "certificate"},
         "serviceAccount": {"annotations": {"e": "f"}},
     },
     "with nothing that can be left out": {
@@ -141,6 +142,18 @@ def test_a_pod_has_time_to_drain_and_its_probes_are_routes() -> None:
     assert probed <= set(create_app(Settings()).openapi()["paths"])
     # Liveness must not touch a dependency: PostgreSQL's loss would restart every pod.
     assert container["livenessProbe"]["httpGet"]["path"] == "/health/live"
+
+
+@pytest.mark.parametrize(("secret", "scheme"), [("", "HTTP"), ("certificate", "HTTPS")])
+def test_probes_ask_as_the_ports_speak(secret: str, scheme: str) -> None:
+    container = _container(_one(_rendered({"tls": {"secretName": secret}}), "Deployment"))
+    probes = [container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "readiness", "liveness")]
+    assert [probe["scheme"] for probe in probes] == [scheme] * 3
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    for name, file in (("CERTIFICATE", "tls.crt"), ("KEY", "tls.key")):
+        assert env.get(f"TIDEGATE_SERVER__TLS_{name}") == (f"/run/secrets/tls/{file}" if secret else None)
+    assert ("/run/secrets/tls" in mounted) is bool(secret)
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job"])

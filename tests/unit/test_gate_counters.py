@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.admission.counters import COUNTED_MS, NEVER_MS, UNKNOWN, Calendar, Ending, InUse, Sliding
+from tidegate.admission.bound import Bound
+from tidegate.admission.counters import (
+    COUNTED_MS,
+    NEVER_MS,
+    NOT_SPENT,
+    UNKNOWN,
+    Calendar,
+    Counter,
+    Ending,
+    InUse,
+    Sliding,
+)
+from tidegate.admission.store import MOST, Check
 
 START_MS = 1_800_000_000_000
 AMOUNT = 7
@@ -56,6 +68,14 @@ def test_a_clock_that_goes_back_a_little_forgets_nothing_and_far_back_all() -> N
     assert counter.value(START_MS - 3_600_000) == 2
 
 
+def test_a_clock_that_goes_back_a_little_finds_what_was_taken_then() -> None:
+    counter = Sliding(1)
+    assert [counter.take(n, START_MS + after_ms) for n, after_ms in ((3, 0), (4, 2_000), (2, 0))] == [3, 7, 9]
+    for n, left in ((3, 6), (2, 4)):
+        counter.end(n, START_MS, 0, Ending(str(n), START_MS))
+        assert counter.value(START_MS) == left
+
+
 def test_only_what_an_entry_has_in_its_bucket_is_given_back() -> None:
     counter = Sliding(1)
     assert [counter.take(5, START_MS), counter.take(5, START_MS)] == [5, 10]
@@ -86,9 +106,9 @@ def test_an_entry_is_counted_once_for_ten_minutes_at_least() -> None:
     calendar.seed(0, ("seen",), 0, START_MS)
     now = START_MS // COUNTED_MS * COUNTED_MS + COUNTED_MS - 1
     for entry, told in (("seen", False), ("e1", True), ("e1", False)):
-        assert calendar.end(0, START_MS, 5, Ending(entry, START_MS)) == told
-    assert calendar.end(0, START_MS, 5, Ending("e2", now))
-    assert not calendar.end(0, START_MS, 5, Ending("e2", now + COUNTED_MS))
+        assert (calendar.end(0, START_MS, 5, Ending(entry, START_MS)) != NOT_SPENT) == told
+    assert calendar.end(0, START_MS, 5, Ending("e2", now)) == 10
+    assert calendar.end(0, START_MS, 5, Ending("e2", now + COUNTED_MS)) == NOT_SPENT
     assert calendar.used == 10
     # It is not kept for ever.
     assert not calendar.has_counted("e2", now + 2 * COUNTED_MS + 1)
@@ -119,3 +139,39 @@ def test_what_is_reserved_never_falls_below_nothing() -> None:
 )
 def test_room_is_told_by_what_will_make_it(room: Callable[[], int], expected: int) -> None:
     assert room() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from([0, 400, 1_000, 9_000, 70_000, -400, -9_000, -300_000]), st.integers(0, 5)),
+        max_size=60,
+    )
+)
+def test_a_step_takes_what_its_counters_would_take_one_by_one(steps: list[tuple[int, int]]) -> None:
+    def counters() -> list[Counter]:
+        calendar = Calendar(ends=START_MS)
+        calendar.seed(3, (), 0, START_MS)
+        return [Sliding(1), Sliding(60), calendar, InUse()]
+
+    one_by_one, together = counters(), counters()
+    checks = tuple(Check(str(at), "held", "tokens", MOST, 0) for at in range(4))
+    bound, now = Bound.of(object(), checks, together), START_MS
+    for gap_ms, n in steps:
+        now += gap_ms
+        taken = [counter.take(n, now) for counter in one_by_one]
+        assert bound.take((n,) * 4, now) == taken
+        for counter in (*one_by_one, *together):
+            counter.end(n, now, n // 2, Ending(str(now), now))
+        assert [counter.value(now) for counter in together] == [counter.value(now) for counter in one_by_one]
+
+
+def test_a_step_that_one_counter_refuses_leaves_the_others_as_they_were() -> None:
+    known, unknown = Calendar(), Calendar()
+    known.seed(3, (), 0, START_MS)
+    unknown.hold_anyway(9)
+    for last in (unknown, known):
+        counters: list[Counter] = [Sliding(1), InUse(), last]
+        checks = tuple(Check(str(at), "held", "tokens", 7, 0) for at in range(3))
+        assert Bound.of(object(), checks, counters).take((5, 5, 5), START_MS) is None
+        assert [counter.value(START_MS) for counter in counters] == [0, 0, 3 if last is known else 9]

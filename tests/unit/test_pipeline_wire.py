@@ -349,5 +349,5 @@ def test_a_url_that_cannot_be_read_is_not_repeated(url: str) -> None:
         ("redis://u@h", [("AUTH", "u", "")]),
     ],
 )
-def test_the_greeting_logs_in_and_chooses_the_database(url: str, words: list[tuple[object, ...]]) -> None:
-    assert Address.of(url).greeting("me") == [*words, ("CLIENT", "SETNAME", "me"), ("PING",)]
+async def test_the_greeting_logs_in_and_chooses_the_database(url: str, words: list[tuple[object, ...]]) -> None:
+    assert await Address.of(url).greeting("me") == [*words, ("CLIENT", "SETNAME", "me"), ("PING",)]

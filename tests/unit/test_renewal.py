@@ -9,8 +9,10 @@ from tests.support.waiting import eventually
 from tests.unit.scripted_store import TAG, ScriptedStore, a_desk, a_seat, rate, slots
 from tests.unit.virtual_time import in_virtual_time, now
 from tidegate.admission.desk import ANSWER_WITHIN_S, Desk
+from tidegate.admission.epoch import Epoch
 from tidegate.admission.renewal import Renewal
 from tidegate.admission.store import LEASE_MS, UNDO, Asked, Spent
+from tidegate.errors import Unavailable
 from tidegate.storage.pipeline import PipelinedRedis, StoreGone
 
 SPENT = Spent(tokens=10, cost=3)
@@ -157,3 +159,23 @@ async def test_it_goes_on_whatever_the_store_does_and_looks_when_it_is_woken() -
     assert now() - began < 0.1
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+class _NoEpoch:
+    """The database is away, or refuses the log-in."""
+
+    lives = 0
+
+    async def look(self) -> None:
+        raise Unavailable("The database cannot be used now.")
+
+
+@in_virtual_time
+async def test_a_worker_begins_while_the_database_is_away_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    desk = a_desk(ScriptedStore())
+    renewal = Renewal(desk, cast("PipelinedRedis", ScriptedPipe(workers=3)), cast("Epoch", _NoEpoch()), prefix="t")
+    await renewal.begin()
+    await renewal.step()
+    assert (desk.workers, desk.is_away) == (3, False)
+    assert [record.getMessage() for record in caplog.records if "gate_epoch_unknown" in record.getMessage()]
+    assert len(caplog.records) == 1

@@ -16,6 +16,8 @@ from starlette.responses import Response
 
 from tidegate.accounts.known_browsers import KnownBrowsers
 from tidegate.accounts.schemas import Login
+from tidegate.accounts.second_factor.dependencies import SecondFactorsDep
+from tidegate.accounts.second_factor.service import WrongCode
 from tidegate.accounts.service import Accounts, require_passwords
 from tidegate.accounts.sign_ins.dependencies import ClientDep, SignInsDep
 from tidegate.accounts.sign_ins.schemas import RefreshTokenForm
@@ -27,7 +29,7 @@ from tidegate.auth.dependencies import UserCaller
 from tidegate.auth.keyring import Keyrings
 from tidegate.auth.page_session import PageCookies, refresh_cookie
 from tidegate.auth.principal import Principal
-from tidegate.errors import AuthenticationError, PermissionDenied
+from tidegate.errors import AuthenticationError, PermissionDenied, SecondFactorRequired
 from tidegate.http.context import request_context
 from tidegate.settings import Settings
 
@@ -128,17 +130,32 @@ CookieToRefresh = Annotated[str | None, Depends(SensitiveCookie("refresh"))]
 CookieToEnd = Annotated[str | None, Depends(SensitiveCookie("logout"))]
 
 
-async def log_in(body: LoginBody, accounts: AccountsDep, sign_ins: SignInsDep, client: ClientDep) -> IssuedTokens:
-    """A sign-in by e-mail address and password.
+async def log_in(
+    body: LoginBody,
+    accounts: AccountsDep,
+    second_factors: SecondFactorsDep,
+    sign_ins: SignInsDep,
+    client: ClientDep,
+) -> IssuedTokens:
+    """A sign-in by e-mail address and password, and a code where there is a second factor.
 
     Raises `AuthenticationError` and, for a password that has ended, `PermissionDenied`: both are written down.
     """
+    code = None if body.code is None else body.code.get_secret_value()
     try:
-        user = await accounts.sign_in(body.email, body.password.get_secret_value())
-        return await sign_ins.begin(user, client, "password")
-    except (AuthenticationError, PermissionDenied):
-        await sign_ins.note_refusal(body.email, client)
+        user = await accounts.sign_in(body.email, body.password.get_secret_value(), has_code=code is not None)
+        passed = await second_factors.pass_log_in(user, code, client)
+        return await sign_ins.begin(user, client, "password", second_factor=passed)
+    except (AuthenticationError, PermissionDenied) as refusal:
+        await sign_ins.note_refusal(body.email, client, _reason_of(refusal))
         raise
+
+
+def _reason_of(refusal: AuthenticationError | PermissionDenied) -> str | None:
+    """What is written down beside a refusal of who knew the password, as far as it is of their second factor."""
+    if isinstance(refusal, SecondFactorRequired):
+        return "no_code"
+    return "wrong_code" if isinstance(refusal, WrongCode) else None
 
 
 LoggedIn = Annotated[IssuedTokens, Depends(log_in)]

@@ -6,10 +6,11 @@ from fastapi import APIRouter, Depends, status
 
 from tidegate.accounts.dependencies import BY_PASSWORD, AccountsDep, LoggedIn, LogoutBody, RefreshBody
 from tidegate.accounts.schemas import Me
+from tidegate.accounts.second_factor.proving import PROVEN_AGAIN
 from tidegate.accounts.sign_ins.dependencies import ClientDep, SignInsDep, never_stored
 from tidegate.accounts.sign_ins.schemas import SignInList, SignInView, Tokens
 from tidegate.audit.dependencies import ActorDep
-from tidegate.auth.dependencies import Caller, UserCaller
+from tidegate.auth.dependencies import Caller, UserCaller, open_without_second_factor
 
 router = APIRouter(prefix="/auth", tags=["accounts"], dependencies=[Depends(never_stored)])
 
@@ -18,7 +19,8 @@ router = APIRouter(prefix="/auth", tags=["accounts"], dependencies=[Depends(neve
 async def login(issued: LoggedIn) -> Tokens:
     """An access token and a refresh token for an e-mail address and its password.
 
-    A 403 says that the password has ended, or that people come in by single sign-on alone here.
+    A 401 `second_factor_required` says that the password was right, and that a `code` is to be sent with it; a 403 that
+    the password has ended, or that people come in by single sign-on alone here.
     """
     return Tokens.of(issued)
 
@@ -38,9 +40,12 @@ async def logout(body: LogoutBody, sign_ins: SignInsDep, client: ClientDep) -> N
     await sign_ins.end_by_refresh_token(body.refresh_token.get_secret_value(), client)
 
 
-@router.post("/logout/everywhere", status_code=status.HTTP_204_NO_CONTENT)
+@router.post("/logout/everywhere", status_code=status.HTTP_204_NO_CONTENT, dependencies=[PROVEN_AGAIN])
 async def logout_everywhere(caller: UserCaller, actor: ActorDep, sign_ins: SignInsDep) -> None:
-    """Ends every sign-in of the caller, this one too, within a second. Their API keys stay."""
+    """Ends every sign-in of the caller, this one too, within a second. Their API keys stay.
+
+    A 403 `reauthentication_required` says that the caller's own is more than 10 minutes old: a proof is to be sent.
+    """
     assert caller.user_id is not None
     await sign_ins.end_all(caller.user_id, caller.workspace_id, actor)
 
@@ -53,14 +58,15 @@ async def list_sign_ins(caller: UserCaller, sign_ins: SignInsDep) -> SignInList:
     return SignInList(data=[SignInView.of(row, caller.sign_in_id) for row in rows])
 
 
-@router.delete("/sign-ins/{sign_in_id}", status_code=status.HTTP_204_NO_CONTENT)
+@router.delete("/sign-ins/{sign_in_id}", status_code=status.HTTP_204_NO_CONTENT, dependencies=[PROVEN_AGAIN])
 async def end_sign_in(sign_in_id: uuid.UUID, caller: UserCaller, actor: ActorDep, sign_ins: SignInsDep) -> None:
-    """Ends one of the caller's own sign-ins, within a second."""
+    """Ends one of the caller's own sign-ins, within a second. A 403 is as of /auth/logout/everywhere."""
     assert caller.user_id is not None
     await sign_ins.end(caller.user_id, sign_in_id, actor)
 
 
 @router.get("/me")
+@open_without_second_factor
 async def me(caller: Caller, accounts: AccountsDep) -> Me:
     """Whose credentials these are, and what they may do."""
     return await accounts.describe(caller)

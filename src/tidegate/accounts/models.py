@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from tidegate.auth.principal import Role
 from tidegate.ledger.entry import new_entry_id, utc_now
 from tidegate.storage.base import Base
-from tidegate.storage.types import LowerCaseText, UtcDateTime
+from tidegate.storage.types import Count, LowerCaseText, UtcDateTime
 
 SignInMethod = Literal["password", "single_sign_on"]
 Purpose = Literal["invitation", "password_reset", "email_change"]
@@ -65,7 +65,7 @@ class SignIn(Base):
     """One sign-in of a user at one client, from log-in to log-out: the family of its refresh tokens.
 
     It ends at `expires_at` at the latest. `ended_because` is `signed_out`, `signed_out_everywhere`, `reused`,
-    `password_changed`, `email_changed`, `disabled` or `role_changed`.
+    `password_changed`, `email_changed`, `disabled`, `role_changed` or `second_factor_changed`.
     """
 
     __tablename__ = "sign_ins"
@@ -127,6 +127,38 @@ class MailedToken(Base):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     withdrawn_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class SecondFactor(Base):
+    """A user's second factor: the secret of a TOTP (RFC 6238), encrypted under the key `secret_kid`.
+
+    It counts from `confirmed_at` on. `last_step` is the time step of the code that was used last: none up to it is
+    taken again. `wrong_codes` are those since a right one.
+    """
+
+    __tablename__ = "second_factors"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_entry_id)
+    workspace_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("workspaces.id"), index=True)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id"), unique=True)
+    sealed_secret: Mapped[bytes]
+    secret_kid: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now, server_default=text("CURRENT_TIMESTAMP"))
+    confirmed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_step: Mapped[int] = mapped_column(Count, default=0, server_default=text("0"))
+    wrong_codes: Mapped[int] = mapped_column(Count, default=0, server_default=text("0"))
+
+
+class RecoveryCode(Base):
+    """A code that stands for a user's second factor once, by its hash. A used one is deleted."""
+
+    __tablename__ = "recovery_codes"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=new_entry_id)
+    workspace_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("workspaces.id"), index=True)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id"), index=True)
+    code_hash: Mapped[bytes] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now, server_default=text("CURRENT_TIMESTAMP"))
 
 
 class Identity(Base):

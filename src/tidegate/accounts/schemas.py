@@ -37,6 +37,9 @@ def _is_in_the_future(moment: datetime) -> datetime:
 Email = Annotated[EmailStr, Field(max_length=254)]
 # No control characters: names are printed on terminals.
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+CurrentPassword = Annotated[SecretStr, Field(min_length=1, max_length=MAXIMUM_CHARACTERS)]
+# Longer than any of ours, however it is grouped.
+Code = Annotated[SecretStr, Field(min_length=1, max_length=64)]
 NewPassword = Annotated[SecretStr, Field(min_length=MINIMUM_CHARACTERS, max_length=MAXIMUM_CHARACTERS)]
 ModelPattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 # JSON has no moments and no tuples: what it has instead is read, though the rest is strict.
@@ -52,8 +55,11 @@ class Input(BaseModel):
 
 
 class Login(Input):
+    """`code` is of the second factor, where the account has one: 6 digits, or a recovery code."""
+
     email: Email
-    password: Annotated[SecretStr, Field(min_length=1, max_length=MAXIMUM_CHARACTERS)]
+    password: CurrentPassword
+    code: Code | None = None
 
 
 class NewUser(Input):
@@ -98,10 +104,21 @@ class KeyInUse(BaseModel):
     prefix: str
 
 
+class SecondFactorState(BaseModel):
+    """Whether a user has a second factor, how many recovery codes are left, and whether they may do nothing before they
+    set one up.
+    """
+
+    is_on: bool
+    recovery_codes_left: int
+    must_be_set_up: bool
+
+
 class Me(BaseModel):
     """The caller: a user, a key of a user, or a key of a service account (no `id`, `email` and `role` then).
 
     `password_ends_at` is of a password that the user did not choose: by then they need one of their own.
+    `second_factor` is a signed-in user's.
     """
 
     id: uuid.UUID | None
@@ -113,3 +130,4 @@ class Me(BaseModel):
     key: KeyInUse | None
     expires_at: datetime | None
     password_ends_at: datetime | None
+    second_factor: SecondFactorState | None

@@ -22,7 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tidegate.accounts.mailed.tokens import withdraw_made_by, withdraw_of_user
 from tidegate.accounts.models import Identity, User, Workspace
-from tidegate.accounts.schemas import KeyInUse, Me, NewUser
+from tidegate.accounts.schemas import KeyInUse, Me, NewUser, SecondFactorState
+from tidegate.accounts.second_factor.codes import count_left, find_active
 from tidegate.accounts.sign_ins.service import end_sign_ins
 from tidegate.audit.trail import SYSTEM, Actor, Event, Subject, note
 from tidegate.auth.models import ApiKey
@@ -34,6 +35,9 @@ from tidegate.settings import Settings
 from tidegate.storage.database import Database
 
 INITIAL_PASSWORD_DAYS: Final = 7
+_WRONG: Final = "The e-mail address or the password is wrong."
+# Where a code was sent: which of the three it is is not told.
+WRONG_WITH_CODE: Final = "The e-mail address, the password or the code is wrong, or the code was used before."
 
 
 class Accounts:
@@ -56,8 +60,8 @@ class Accounts:
         self._actor = actor
         self._initial_password_days = initial_password_days
 
-    async def sign_in(self, email: str, password: str) -> User:
-        """The user with this address and password.
+    async def sign_in(self, email: str, password: str, *, has_code: bool = False) -> User:
+        """The user with this address and password. A code that came with them (`has_code`) is judged after this.
 
         Raises `AuthenticationError`, `PermissionDenied` where the password has ended, and `Overloaded` under a flood.
         """
@@ -65,7 +69,7 @@ class Accounts:
             user = await session.scalar(select(User).where(User.email == email))
         verdict = await self._passwords.verify(password, user.password_hash if user else None)
         if user is None or not verdict.is_right:
-            raise AuthenticationError("The e-mail address or the password is wrong.")
+            raise AuthenticationError(WRONG_WITH_CODE if has_code else _WRONG)
         if user.disabled_at is not None:
             raise AuthenticationError("This account is disabled: ask an admin.")
         if user.password_ends_at is not None and user.password_ends_at <= utc_now():
@@ -163,6 +167,13 @@ class Accounts:
             workspace = await session.get_one(Workspace, caller.workspace_id)
             user = await session.get_one(User, caller.user_id) if caller.user_id else None
             key = await session.get_one(ApiKey, caller.key_id) if caller.key_id else None
+            second_factor = None
+            if user is not None and key is None:
+                second_factor = SecondFactorState(
+                    is_on=await find_active(session, user.id) is not None,
+                    recovery_codes_left=await count_left(session, user.id),
+                    must_be_set_up=caller.owes_second_factor,
+                )
         return Me(
             id=user.id if user else None,
             email=user.email if user else None,
@@ -173,6 +184,7 @@ class Accounts:
             key=KeyInUse(id=key.id, name=key.name, prefix=key.prefix) if key else None,
             expires_at=None if caller.expires_at is None else datetime.fromtimestamp(caller.expires_at, UTC),
             password_ends_at=user.password_ends_at if user and key is None else None,
+            second_factor=second_factor,
         )
 
     async def _hash(self, password: str, email: str, *, is_made_up: bool) -> str:

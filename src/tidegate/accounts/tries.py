@@ -38,6 +38,8 @@ SensitiveName = Literal[
     "confirm-email",
     "change-password",
     "change-email",
+    "second-factor",
+    "prove-again",
     "invite",
     "sso-login",
     "sso-callback",
@@ -79,6 +81,9 @@ SENSITIVE: Final[Mapping[SensitiveName, Most]] = {
     # Their current password is what could be guessed.
     "change-password": Most(BY_USER, by_account=10, by_address=30),
     "change-email": Most(BY_USER, by_account=5, by_address=20),
+    # Their password and their codes are.
+    "second-factor": Most(BY_USER, by_account=10, by_address=30),
+    "prove-again": Most(BY_USER, by_account=10, by_address=30),
     # By who invites: each is an e-mail to an address of their choice.
     "invite": Most("caller_id", by_account=100, by_address=100),
     # Nothing can be guessed, and an office behind one address comes in at nine: what is held off is a flood of calls of

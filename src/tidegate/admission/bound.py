@@ -5,25 +5,27 @@ windows. They are good while the tag's `layout` is the one that they were bound 
 """
 
 from collections.abc import Sequence
-from itertools import repeat
 
 import msgspec
 
-from tidegate.admission.counters import UNKNOWN, Calendar, Counter, Ending, Taken
+from tidegate.admission.counters import UNKNOWN, Counter, Ending, Level, Taken
 from tidegate.admission.fair_queue import Ticket
-from tidegate.admission.store import Alert, Check, Pick, Spent, pick_by_meter, room_of
+from tidegate.admission.store import ALERT_LEVELS, Alert, Check, Pick, Spent, pick_by_meter, room_of
 
 
 class Bound(msgspec.Struct, eq=False):
     """`checks`, and each one's counter in its place; their windows are those of `from_ms` to before `until_ms`.
 
-    `most` is up to what each counter may rise; `watching` are the places of checks that only watch, and tell.
+    `most` is up to what each counter may rise, and `telling_from` what has to be spent of it before anything is told;
+    `watching` are the places of checks that only watch, and tell.
     """
 
     layout: object
     checks: tuple[Check, ...]
     counters: tuple[Counter, ...]
+    levels: tuple[Level, ...]
     most: tuple[int, ...]
+    telling_from: tuple[int, ...]
     watching: tuple[int, ...]
     by_meter: Pick
     from_ms: float
@@ -36,7 +38,9 @@ class Bound(msgspec.Struct, eq=False):
             layout,
             checks,
             tuple(counters),
+            tuple([counter.level for counter in counters]),
             tuple([room_of(check) for check in checks]),
+            tuple([-(-check.amount * ALERT_LEVELS[0] // 100) if check.alerts else UNKNOWN for check in checks]),
             tuple([at for at, check in enumerate(checks) if check.alerts and not check.refuses]),
             pick_by_meter(checks),
             max((starts for starts, _ in windows), default=float("-inf")) * 1000,
@@ -46,11 +50,15 @@ class Bound(msgspec.Struct, eq=False):
     def take(self, takes: tuple[int, ...], now_ms: int) -> list[int] | None:
         """What each counter comes to, once all is taken. None, and nothing is, where one has no room or is unknown."""
         used: list[int] = []
-        for counter, n, most in zip(self.counters, takes, self.most, strict=True):
-            value = counter.take(n, now_ms)
+        for level, counter, n, most in zip(self.levels, self.counters, takes, self.most, strict=True):
+            if level.from_ms <= now_ms < level.until_ms:
+                # What `take` would do, without the call: it is most of what a step in memory costs.
+                value = level.n = level.n + n
+            else:
+                value = counter.take(n, now_ms)
             used.append(value)
             if value > most:
-                self._undo(takes, used, now_ms)
+                self.undo(takes[: len(used) - (value == UNKNOWN)], now_ms)
                 return None
         return used
 
@@ -64,19 +72,23 @@ class Bound(msgspec.Struct, eq=False):
 
     def end(self, takes: tuple[int, ...], at_ms: int, spent: Spent, ending: Ending) -> tuple[Alert, ...]:
         """What was taken at `at_ms` came to `spent`."""
+        if spent.undo:
+            self.undo(takes, at_ms)
+            return ()
         alerts: tuple[Alert, ...] = ()
-        came_to = repeat(None) if spent.undo else self.by_meter((1, spent.tokens, spent.cost, 0))
-        for counter, n, amount, check in zip(self.counters, takes, came_to, self.checks, strict=False):
-            if counter.end(n, at_ms, amount, ending) and check.alerts:
-                alerts += alerts_of_spent(check, counter, ending.now_ms)
+        came_to = self.by_meter((1, spent.tokens, spent.cost, 0))
+        ends = zip(self.counters, takes, came_to, self.telling_from, self.checks, strict=True)
+        for counter, n, amount, least, check in ends:
+            used = counter.end(n, at_ms, amount, ending)
+            if used >= least:
+                alerts += alerted(check, counter, used, ending.now_ms)
         return alerts
 
-    def _undo(self, takes: tuple[int, ...], used: list[int], now_ms: int) -> None:
-        """Gives back what was taken just now; `used` is as far as that came."""
+    def undo(self, takes: tuple[int, ...], now_ms: int) -> None:
+        """Gives back what was taken just now, of as many counters as there are takes."""
         nobody = Ending("", now_ms)
-        for counter, n, value in zip(self.counters, takes, used, strict=False):
-            if value != UNKNOWN:
-                counter.end(n, now_ms, None, nobody)
+        for counter, n in zip(self.counters, takes, strict=False):
+            counter.end(n, now_ms, None, nobody)
 
 
 class Hold(msgspec.Struct, gc=False):
@@ -106,8 +118,3 @@ def alerted(check: Check, counter: Counter, value: int, now_ms: int) -> tuple[Al
     """
     level = counter.passed(check.amount, value, now_ms)
     return (Alert(check.counter, level, value, check.amount),) if level else ()
-
-
-def alerts_of_spent(check: Check, counter: Counter, now_ms: int) -> tuple[Alert, ...]:
-    """What is to be told where something was spent by a check."""
-    return alerted(check, counter, counter.used, now_ms) if isinstance(counter, Calendar) else ()

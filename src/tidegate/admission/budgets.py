@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tidegate.admission.desk import Desk
 from tidegate.admission.store import Check, Seeding
+from tidegate.errors import Unavailable
 from tidegate.limits.values import Limit, Matched
 from tidegate.storage.pipeline import ScriptError, StoreGone
 from tidegate.telemetry.logging import get_logger
@@ -81,7 +82,7 @@ class LedgerSeeder:
             is_known = await self._desk.seed(tag, seeding)
             if not is_known:
                 log.warning("budget_not_seeded", limit=matched.limit.label, reason="the sum does not name enough")
-        except (SQLAlchemyError, OSError, TimeoutError, StoreGone, ScriptError) as error:
+        except (Unavailable, SQLAlchemyError, OSError, TimeoutError, StoreGone, ScriptError) as error:
             log.warning("budget_not_seeded", limit=matched.limit.label, reason=f"{type(error).__name__}: {error}")
             return False
         return is_known

@@ -83,7 +83,7 @@ class Desk:
         Raises `Unavailable` where no store can judge and the mode denies.
         """
         if self.shared is None:
-            return self._take_here(tag, asked)
+            return self.take_here(tag, asked)
         holding = Holding(asked)
         self.holdings.hold(tag, asked.entry, holding)
         try:
@@ -102,13 +102,26 @@ class Desk:
             holding.turn = asyncio.get_running_loop().create_future()
         return reply
 
+    def take_here(self, tag: str, asked: Asked) -> Reply:
+        """`take` where no store is shared: this process's own answers at once."""
+        entry = asked.entry
+        try:
+            reply = self._local.taken(tag, self.worker, asked)
+        except BaseException:
+            self._local.release(tag, self.worker, entry, UNDO)
+            raise
+        if reply.said == "taken":
+            turn = asyncio.get_running_loop().create_future() if reply.seat == "queued" else None
+            self.holdings.hold(tag, entry, Holding(asked, self._local, is_pending=False, turn=turn))
+        return reply
+
     def release(self, tag: str, entry: str, spent: Spent) -> None:
         """Gives an entry back, whoever judged it. Twice is once."""
         holding = self.holdings.forget(tag, entry)
         if holding is None:
             return
         if self.shared is None:
-            self._local.release(tag, self.worker, entry, spent)
+            self._local.released(tag, self.worker, entry, spent)
         else:
             self._give_back(self.shared, tag, entry, holding, spent)
 
@@ -261,19 +274,6 @@ class Desk:
                 # It ended while it was declared: the store knows of it now.
                 self.ended[tag][one.entry] = Ended(late.spent, ())
         self._tell_ended(tag, ended)
-
-    def _take_here(self, tag: str, asked: Asked) -> Reply:
-        """One step into this process's own store, where none is shared. It answers at once."""
-        entry = asked.entry
-        try:
-            reply = self._local.taken(tag, self.worker, asked)
-        except BaseException:
-            self._local.release(tag, self.worker, entry, UNDO)
-            raise
-        if reply.said == "taken":
-            turn = asyncio.get_running_loop().create_future() if reply.seat == "queued" else None
-            self.holdings.hold(tag, entry, Holding(asked, self._local, is_pending=False, turn=turn))
-        return reply
 
     async def _judged(self, shared: RedisStore, tag: str, holding: Holding, unjudged: tuple[int, ...]) -> Reply:
         asked = holding.asked

@@ -40,9 +40,8 @@ class CallerAsk(msgspec.Struct, frozen=True):
     more: Reserve
 
 
-class _Step(msgspec.Struct, frozen=True):
-    tag: str
-    limits: tuple[Matched, ...]
+_Step = tuple[str, tuple[Matched, ...]]
+"""The tag of a step that was taken, and the limits that it was judged by."""
 
 
 class Admitted:
@@ -74,7 +73,7 @@ class Admitted:
         self._steps = steps
         self._ask = ask
         self.entry = ask.entry_id.hex
-        self._taken: list[_Step] = []
+        self._taken: tuple[_Step, ...] = ()
         self._reserved_output = ask.output_tokens
         self._top_up: asyncio.Task[None] | None = None
         self._cut: TidegateError | None = None
@@ -91,9 +90,10 @@ class Admitted:
     ) -> None:
         if self._top_up is not None:
             self._top_up.cancel()
-        for step in reversed(self._taken):
-            self._steps.desk.release(step.tag, self.entry, self.spent)
-        self._taken.clear()
+        taken, self._taken = self._taken, ()
+        # The step that was taken last is the first.
+        for tag, _ in taken:
+            self._steps.desk.release(tag, self.entry, self.spent)
 
     def came_to(self, entry: Entry) -> None:
         """What the terminal entry says: nothing where no upstream was reached."""
@@ -106,12 +106,12 @@ class Admitted:
             raise self._cut
         if tokens < self._reserved_output * TOP_UP_AT or not self._taken or self._top_up is not None:
             return
-        if any(one.limit.meter in ("tokens", "cost") for step in self._taken for one in step.limits):
+        if any(one.limit.meter in ("tokens", "cost") for _, limits in self._taken for one in limits):
             self._top_up = asyncio.get_running_loop().create_task(self._reserve_more())
 
     def took(self, tag: str, limits: tuple[Matched, ...], taken: Taken) -> None:
         """One step was taken: it is given back with the others, and its limits are told."""
-        self._taken.append(_Step(tag, limits))
+        self._taken = ((tag, limits), *self._taken)
         told = taken.headers()
         if not self.headers:
             self.headers = told
@@ -125,10 +125,10 @@ class Admitted:
     async def _reserve_more(self) -> None:
         """Tops up every tag, as far as there is room. Where it is refused, a limit that cuts has the last word."""
         more = Spent(self._ask.more.tokens, self._ask.more.cost or 0)
-        for step in self._taken:
-            reply = await self._steps.desk.top_up(step.tag, self.entry, more)
+        for tag, limits in reversed(self._taken):
+            reply = await self._steps.desk.top_up(tag, self.entry, more)
             if reply is not None and reply.said == "refused":
-                limit = step.limits[reply.at].limit
+                limit = limits[reply.at].limit
                 if limit.on_overrun == "cut":
                     self._cut = AnswerCut(f"The answer was cut: {limit.label!r} has no room for more of it.")
                 # Left as it is: asked for once, refused once; the stream goes on, and what it came to is counted.
@@ -154,7 +154,8 @@ class Gate:
         (an unpriced model under a budget) and `Unavailable`.
         """
         principal = ask.principal
-        limits = await self._book.of(principal.workspace_id, key_id=principal.key_id)
+        workspace_id, key_id = principal.workspace_id, principal.key_id
+        limits = self._book.known(workspace_id, key_id) or await self._book.of(workspace_id, key_id=key_id)
         admitted = Admitted(self._steps, ask, limits)
         deployment = limits.deployment(ask.model, ask.groups)
         own = limits.caller(principal, ask.attribution, ask.model, ask.groups)
@@ -165,7 +166,7 @@ class Gate:
                 taken = await self._steps.take(DEPLOYMENT_TAG, admitted.entry, deployment, ask.reserve)
                 admitted.took(DEPLOYMENT_TAG, deployment, taken)
             if own:
-                tag = workspace_tag(principal.workspace_id)
+                tag = workspace_tag(workspace_id)
                 admitted.took(tag, own, await self._steps.take(tag, admitted.entry, own, ask.reserve))
         except BaseException:
             with admitted:

@@ -24,21 +24,33 @@ _UNITS = {"tokens": ';qu="tokens"', "concurrency": ';qu="concurrent-requests"'}
 
 
 class _Row(msgspec.Struct, frozen=True, gc=False):
-    """One limit as it is told. `at` is its check's place; `ends` the end of a calendar's window (s).
-
-    `touched` and `untouched` end its state, and say when it is whole again as OpenAI writes it, for one that something
-    is used of and one that nothing is. `names` are OpenAI's fields where they are told of this limit in any case.
+    """One limit as it is told. `at` is its check's place; `length_s` the window's length, `ends` the end of a
+    calendar's. `names` are OpenAI's fields where they are told of this limit in any case.
     """
 
     at: int
     meter: str
     amount: int
-    written: str
-    opening: str
-    touched: tuple[str, str]
-    untouched: tuple[str, str]
+    label: str
+    length_s: int
     ends: int
     names: tuple[str, str, str] | None
+
+    def whole_again(self, used: int, now_ms: int) -> tuple[str, str]:
+        """When nothing will be used of it: the draft's parameter, and as OpenAI writes it."""
+        if self.ends:
+            left_s = max(0.0, self.ends - now_ms / 1000)
+            return f";t={math.ceil(left_s)}", duration(left_s)
+        if not used:
+            return ";t=0" if self.length_s else "", "0s"
+        return f";t={self.length_s}" if self.length_s else "", duration(self.length_s)
+
+
+class _Frame(msgspec.Struct, frozen=True, gc=False):
+    """The fields but for what remains: `state` is the draft's, with a place for each limit's."""
+
+    state: str
+    fields: dict[str, str]
 
 
 class HeaderForm:
@@ -48,7 +60,7 @@ class HeaderForm:
     {'RateLimit-Policy': '"key-requests-minute";q=60;w=60', 'RateLimit': '"key-requests-minute";r=59;t=60', …}
     """
 
-    __slots__ = ("_policy", "_rivals", "_rows")
+    __slots__ = ("_first_end", "_kept", "_kept_s", "_policy", "_remains", "_rivals", "_rows")
 
     def __init__(self, matched: Sequence[Matched], checks: Sequence[Check]) -> None:
         policies: list[str] = []
@@ -60,49 +72,56 @@ class HeaderForm:
             quota, unit = min(check.amount, _MOST), _UNITS.get(check.meter, "")
             length_s = _length_s(check)
             policies.append(f'"{one.label}";q={quota}{f";w={length_s}" if length_s else ""}{unit}')
-            row = _Row(
-                at,
-                check.meter,
-                check.amount,
-                str(check.amount),
-                f'"{one.label}";r=',
-                (f";t={length_s}" if length_s else "", duration(length_s)),
-                (";t=0" if length_s else "", "0s"),
-                check.ends if check.kind == "calendar" else 0,
-                _OPENAI.get(check.meter) if told[check.meter] == 1 else None,
-            )
-            self._rows.append(row)
+            names = _OPENAI.get(check.meter) if told[check.meter] == 1 else None
+            ends = check.ends if check.kind == "calendar" else 0
+            self._rows.append(_Row(at, check.meter, check.amount, one.label, length_s, ends, names))
         self._policy = ", ".join(policies)
         self._rivals = [
             (_OPENAI[meter], [row for row in self._rows if row.meter == meter]) for meter in _OPENAI if told[meter] > 1
         ]
+        self._remains = [(row.at, row.amount, row.names[1] if row.names else None) for row in self._rows]
+        self._first_end = min((row.ends for row in self._rows if row.ends), default=0)
+        self._kept: _Frame | None = None
+        self._kept_s = 0
 
     def told(self, used: Sequence[int], now_ms: int) -> dict[str, str]:
         """The fields for what a step answered: `used` is each check's counter after it."""
         if not self._rows:
             return {}
-        headers = {"RateLimit-Policy": self._policy, "RateLimit": ""}
-        states: list[str] = []
-        for row in self._rows:
-            n, amount = used[row.at], row.amount
-            remaining = amount - n if n < amount else 0
-            text = f"{remaining}"
-            ending, reset = (row.touched if n else row.untouched) if not row.ends else _calendars_end(row.ends, now_ms)
-            states.append(f"{row.opening}{text if remaining <= _MOST else _MOST}{ending}")
-            if (names := row.names) is not None:
-                headers[names[0]] = row.written
-                headers[names[1]] = text
-                headers[names[2]] = reset
-        headers["RateLimit"] = ", ".join(states)
+        frame = self._kept
+        if frame is None or 0 in used or (self._first_end and now_ms // 1000 != self._kept_s):
+            frame = self._frame(used, now_ms)
+        headers = frame.fields.copy()
+        remaining: list[int] = []
+        for at, amount, name in self._remains:
+            n = used[at]
+            left = amount - n if n < amount else 0
+            remaining.append(left if left <= _MOST else _MOST)  # noqa: FURB136 - a call is slower
+            if name is not None:
+                headers[name] = f"{left}"
+        headers["RateLimit"] = frame.state % tuple(remaining)
         for names, rivals in self._rivals:
             # Of several limits of one meter OpenAI's fields tell the tightest.
             row = min(rivals, key=lambda rival: max(0, rival.amount - used[rival.at]) / rival.amount)
             n = used[row.at]
-            _, reset = (row.touched if n else row.untouched) if not row.ends else _calendars_end(row.ends, now_ms)
-            headers[names[0]] = row.written
-            headers[names[1]] = f"{max(0, row.amount - n)}"
-            headers[names[2]] = reset
+            told = str(row.amount), f"{max(0, row.amount - n)}", row.whole_again(n, now_ms)[1]
+            headers.update(zip(names, told, strict=True))
         return headers
+
+    def _frame(self, used: Sequence[int], now_ms: int) -> _Frame:
+        states: list[str] = []
+        fields = {"RateLimit-Policy": self._policy, "RateLimit": ""}
+        for row in self._rows:
+            ending, reset = row.whole_again(used[row.at], now_ms)
+            states.append(f'"{row.label}";r=%d{ending}')
+            if row.names is not None:
+                fields.update(zip(row.names, (str(row.amount), "", reset), strict=True))
+        frame = _Frame(", ".join(states), fields)
+        now_s = now_ms // 1000
+        if 0 not in used and (not self._first_end or now_s + 1 < self._first_end):
+            # Where something is used of all, it is another one no sooner than in the next second.
+            self._kept, self._kept_s = frame, now_s
+        return frame
 
 
 def limit_headers(
@@ -144,11 +163,6 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes}m{left}s"
     return f"{minutes}m{left}s" if minutes else f"{left}s"
-
-
-def _calendars_end(ends: int, now_ms: int) -> tuple[str, str]:
-    left_s = max(0.0, ends - now_ms / 1000)
-    return f";t={math.ceil(left_s)}", duration(left_s)
 
 
 def _length_s(check: Check) -> int:

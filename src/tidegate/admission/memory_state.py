@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from tidegate.admission.bound import Bound, Hold, alerted, alerts_of_spent
-from tidegate.admission.counters import Calendar, Counter, Ending, Taken, new_counter
+from tidegate.admission.bound import Bound, Hold, alerted
+from tidegate.admission.counters import NOT_SPENT, Calendar, Counter, Ending, Taken, new_counter
 from tidegate.admission.seats import Seats
 from tidegate.admission.store import (
     LEASE_MS,
@@ -193,7 +193,7 @@ def ended(
     if hold is not None:
         if hold.ticket is not None:
             state.seats.leave(hold.ticket, state.steady_ms, is_pace=not spent.undo)
-        return end_hold(state, entry, hold, spent, now)
+        return end_hold(state, entry, hold, spent, now) if hold.bound is not None or hold.items else ()
     orphan = state.orphans.pop(entry, None) if state.orphans else None
     if orphan is None and not checks:
         return ()
@@ -239,8 +239,9 @@ def _end(state: TagState, entry: str, taken: list[Taken], spent: Spent, now: int
         if counter is None:
             continue
         came_to = None if spent.undo else max(0, amount - one.gone)
-        if counter.end(one.n, one.at_ms, came_to, ending) and one.check.alerts:
-            alerts += alerts_of_spent(one.check, counter, now)
+        used = counter.end(one.n, one.at_ms, came_to, ending)
+        if used != NOT_SPENT and one.check.alerts:
+            alerts += alerted(one.check, counter, used, now)
     return alerts
 
 

@@ -21,6 +21,7 @@ from tidegate.admission.epoch import Epoch, looked_at
 from tidegate.admission.holding import Turn
 from tidegate.admission.patience import Patience
 from tidegate.admission.store import RENEW_EVERY_S, Presence
+from tidegate.errors import Unavailable
 from tidegate.storage.pipe import Pipe
 from tidegate.storage.pipeline import NodeGone, ScriptError, StoreGone
 from tidegate.storage.redis import DEPLOYMENT_TAG, key
@@ -144,7 +145,7 @@ class Renewal:
                 # It may have lost what this worker holds: look at all of it, now.
                 self._renewed_at = float("-inf")
             self._misses_epoch = False
-        except (SQLAlchemyError, OSError, TimeoutError, NodeGone) as error:
+        except (Unavailable, SQLAlchemyError, OSError, TimeoutError, NodeGone) as error:
             # Until it is known, no budget is seeded.
             if not self._misses_epoch:
                 log.warning("gate_epoch_unknown", reason=f"{type(error).__name__}: {error}")

@@ -23,6 +23,7 @@ from tidegate.storage.database import Database
 from tidegate.storage.pipe import Pipe
 from tidegate.storage.pipeline import PipelinedRedis, ScriptError, StoreGone, Subscription
 from tidegate.storage.pipeline_cluster import PipelinedCluster
+from tidegate.storage.redis import redis_address
 from tidegate.telemetry.logging import get_logger
 
 # Leases end in 15 s where these are not heard.
@@ -65,11 +66,13 @@ async def running_admission(supplies: GateSupplies) -> AsyncIterator[Admission]:
     worker = secrets.token_hex(8)
     async with AsyncExitStack() as stack:
         pipe: Connections | None = None
-        url = settings.redis.trusting_url
-        if url is not None:
+        address = redis_address(settings)
+        if address is not None:
             kind = PipelinedCluster if settings.redis.cluster else PipelinedRedis
             pipe = await stack.enter_async_context(
-                kind.running(url, client_name=f"{settings.redis.key_prefix}-gate", scripts={SCRIPT: script_source()})
+                kind.running(
+                    address, client_name=f"{settings.redis.key_prefix}-gate", scripts={SCRIPT: script_source()}
+                )
             )
         desk = Desk(
             worker,
@@ -104,8 +107,8 @@ async def running_admission(supplies: GateSupplies) -> AsyncIterator[Admission]:
 async def _share(stack: AsyncExitStack, desk: Desk, alerts: Alerts, pipe: Connections, settings: Settings) -> None:
     """Gives the desk the store that all workers share, and ears for what others' steps grant it."""
     prefix = settings.redis.key_prefix
-    url = settings.redis.trusting_url
-    assert url is not None
+    address = redis_address(settings)
+    assert address is not None
     desk.shared = RedisStore(pipe, prefix, told=desk.granted, alerted=alerts.tell, lost=desk.note_lost)
 
     def heard(_: str, message: bytes) -> None:
@@ -115,7 +118,7 @@ async def _share(stack: AsyncExitStack, desk: Desk, alerts: Alerts, pipe: Connec
 
     await stack.enter_async_context(
         Subscription.running(
-            url,
+            address,
             client_name=f"{prefix}-grants",
             channels=[grant_channel(prefix, desk.worker)],
             on_message=heard,

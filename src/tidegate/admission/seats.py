@@ -54,10 +54,11 @@ class Seats:
 
     def leave(self, ticket: Ticket, now_ms: int, *, is_pace: bool) -> None:
         """`is_pace` where it was served to its end: that says how soon the next slot may come free."""
-        if ticket.state == "queued":
+        state = ticket.state
+        if state == "queued":
             self.queue.remove(ticket)
-        elif ticket.state != "none":
-            if ticket.state == "granted":
+        elif state != "none":
+            if state == "granted":
                 self._unclaimed.pop(ticket, None)
             self.in_use -= 1
             if is_pace and self.queue.length:

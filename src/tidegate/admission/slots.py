@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +18,7 @@ import msgspec
 
 from tidegate.admission.checks import Reserve
 from tidegate.admission.steps import Steps
-from tidegate.admission.store import UNDO, Seat, Spent
+from tidegate.admission.store import UNDO, Asked, Seat, Spent
 from tidegate.errors import Overloaded, Unavailable
 from tidegate.limits.values import Matched
 from tidegate.storage.redis import upstream_tag
@@ -143,39 +143,54 @@ class StoreSlots:
         return _Held(self, ask, self._capacity.queue_deadline_s if deadline_s is None else deadline_s)
 
     async def sit(self, ask: SlotAsk, entry: str, deadline_s: float) -> Lease:
-        """Holds a slot, until `leave`. Raises as `hold` does."""
-        began = time.perf_counter()
+        """Holds a slot, until `leave`. Raises as `hold` does, and has then given back what it had."""
+        steps, desk, tag = self._steps, self._steps.desk, self._tag
+        began, waited_s = time.perf_counter(), 0.0
         ends_at = asyncio.get_running_loop().time() + deadline_s
-        is_first = True
-        while True:
-            # In each round: who lost its ticket may find it resized.
-            capacity = self._capacity
-            seat = Seat(capacity.slots, capacity.queue_length, ask.flow, ask.weight, max(1, ask.reserve.tokens))
-            reply = (await self._steps.take(self._tag, entry, ask.limits, ask.reserve, seat)).reply
-            if reply.said == "full":
-                raise queue_is_full(self._upstream, capacity.queue_length, reply.retry_ms)
-            if reply.seat == "held":
-                return Lease(self._upstream, 0.0 if is_first else time.perf_counter() - began)
-            is_first = False
-            try:
-                async with asyncio.timeout_at(ends_at):
-                    if await self._wait(ask, entry):
-                        return Lease(self._upstream, time.perf_counter() - began)
-            except TimeoutError:
-                raise no_slot_in_time(self._upstream, deadline_s, reply.retry_ms) from None
-            # Its ticket was lost, with its store or for want of an answer in time: it takes another.
+        try:
+            while True:
+                # In each round: who lost its ticket may find it resized.
+                capacity = self._capacity
+                seat = Seat(capacity.slots, capacity.queue_length, ask.flow, ask.weight, ask.reserve.tokens or 1)
+                if ask.limits:
+                    reply = (await steps.take(tag, entry, ask.limits, ask.reserve, seat)).reply
+                else:
+                    # Nothing to judge: it is the desk's alone.
+                    asked = Asked(entry, (), seat)
+                    reply = desk.take_here(tag, asked) if desk.shared is None else await desk.take(tag, asked)
+                if reply.seat == "held":
+                    return Lease(self._upstream, waited_s)
+                if reply.said == "full":
+                    refusal = queue_is_full(self._upstream, capacity.queue_length, reply.retry_ms)
+                    break
+                is_held = await self._wait(ask, entry, ends_at)
+                waited_s = time.perf_counter() - began
+                if is_held:
+                    return Lease(self._upstream, waited_s)
+                if is_held is None:
+                    refusal = no_slot_in_time(self._upstream, deadline_s, reply.retry_ms)
+                    break
+                # Its ticket was lost, with its store or for want of an answer in time: it takes another.
+                self.leave(entry, UNDO)
+        except BaseException:
             self.leave(entry, UNDO)
+            raise
+        self.leave(entry, UNDO)
+        raise refusal
 
     def leave(self, entry: str, spent: Spent) -> None:
         """Gives back what an entry has here: its slot, its place in the queue, or nothing."""
         self._steps.desk.release(self._tag, entry, spent)
 
-    async def _wait(self, ask: SlotAsk, entry: str) -> bool:
-        """Waits in the queue. True with the slot held, False where the ticket was lost."""
+    async def _wait(self, ask: SlotAsk, entry: str, ends_at: float) -> bool | None:
+        """Waits in the queue. True with the slot held, False where the ticket was lost, None where it is too late."""
         desk = self._steps.desk
         ask.place = lambda: desk.place(self._tag, entry)
         try:
-            return await desk.turn(self._tag, entry) == "held"
+            async with asyncio.timeout_at(ends_at):
+                return await desk.turn(self._tag, entry) == "held"
+        except TimeoutError:
+            return None
         finally:
             ask.place = None
 
@@ -191,12 +206,9 @@ class _Held:
         self._deadline_s = deadline_s
         self._entry = f"{ask.entry_id.hex}.{ask.n}"
 
-    async def __aenter__(self) -> Lease:
-        try:
-            return await self._slots.sit(self._ask, self._entry, self._deadline_s)
-        except BaseException:
-            self._slots.leave(self._entry, UNDO)
-            raise
+    def __aenter__(self) -> Coroutine[None, None, Lease]:
+        # No coroutine of its own: it would have nothing to do but to wait for this one.
+        return self._slots.sit(self._ask, self._entry, self._deadline_s)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

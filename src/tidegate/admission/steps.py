@@ -67,8 +67,8 @@ class Steps:
 
         A `full` queue is an answer, not an error: whose it is says it better.
         """
+        desk, form = self.desk, None
         unjudged: tuple[int, ...] = ()
-        asked, form = Asked(entry, (), seat), None
         for _ in range(_TRIES):
             if limits:
                 compiled = Compiled.of(limits, self._clock() + self._ahead_s)
@@ -76,7 +76,9 @@ class Steps:
                 for counter, limit in compiled.alerting:
                     if self._watched.get(counter) is not limit:
                         self._watch(counter, limit)
-            reply = await self.desk.take(tag, asked, unjudged)
+            else:
+                asked = Asked(entry, (), seat)
+            reply = desk.take_here(tag, asked) if desk.shared is None else await desk.take(tag, asked, unjudged)
             said = reply.said
             if said == "taken" or said == "full":  # noqa: PLR1714 - a set is slower, and this is every step
                 return Taken(asked.checks, reply, form)

@@ -24,7 +24,8 @@ LEASE_MS = 15_000
 RENEW_EVERY_S = 5.0
 CLAIM_WITHIN_MS = 2_000
 # The largest number that a script of Redis, which counts in doubles, counts exactly.
-MOST = 2**53 - 1
+MOST_BITS = 53
+MOST = (1 << MOST_BITS) - 1
 # Entries that ended before their counter was seeded: so many are kept, those that ended last. It has to be more than a
 # sum names (`ledger/sums.py`), or where more end all the time no sum would ever reach back to what was dropped.
 MOST_UNSETTLED = 50_000
@@ -265,7 +266,8 @@ def askable_more(more: Spent) -> Spent:
 
 def countable(spent: Spent) -> Spent:
     """What was spent as a store can count it: at most `MOST`, and no less than nothing."""
-    if 0 <= spent.tokens <= MOST and 0 <= spent.cost <= MOST and 0 <= spent.ended_ms <= MOST:
+    # Each has 53 bits at most, and none is negative: one look at all of them.
+    if (spent.tokens | spent.cost | spent.ended_ms) >> MOST_BITS == 0:
         return spent
     tokens, cost, ended_ms = [max(0, min(n, MOST)) for n in (spent.tokens, spent.cost, spent.ended_ms)]
     return Spent(tokens, cost, spent.undo, ended_ms)

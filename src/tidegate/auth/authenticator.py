@@ -17,7 +17,7 @@ from tidegate.auth.credentials import is_api_key, read_credential
 from tidegate.auth.directory import Directory
 from tidegate.auth.keyring import Keyrings
 from tidegate.auth.passwords import Passwords
-from tidegate.auth.principal import Principal
+from tidegate.auth.principal import Principal, SecondFactorRule
 from tidegate.auth.principal_cache import CacheBounds, Judge, PrincipalCache
 from tidegate.auth.signing_keys import Algorithm
 from tidegate.auth.tokens import DEFAULT_MINUTES, AccessTokens
@@ -43,6 +43,7 @@ class Authenticator:
         *,
         access_token_minutes: int = DEFAULT_MINUTES,
         jwt_algorithm: Algorithm = "HS256",
+        second_factor: SecondFactorRule = "optional",
         passwords: Passwords | None = None,
         changes: Changes | None = None,
         bounds: CacheBounds | None = None,
@@ -51,7 +52,7 @@ class Authenticator:
     ) -> None:
         self.tokens = AccessTokens(keyrings.jwt, minutes=access_token_minutes, algorithm=jwt_algorithm, clock=clock)
         self.passwords = passwords or Passwords()
-        self._directory = Directory(database, keyrings.peppers)
+        self._directory = Directory(database, keyrings.peppers, second_factor)
         self._cache = PrincipalCache(bounds or CacheBounds(), monotonic, changes)
         self._clock = clock
         if changes is not None:

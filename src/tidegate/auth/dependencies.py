@@ -7,8 +7,9 @@ A raw ASGI route calls `await get_caller(request)` itself. Whoever lists the rou
 `RequireScope` in its dependant, so nothing is ever decided by a path string.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends
 from starlette.requests import Request
@@ -21,6 +22,16 @@ from tidegate.auth.tokens import AccessTokens
 from tidegate.errors import MissingCredentials, PermissionDenied
 from tidegate.http.context import SCOPE_KEY, RequestContext
 
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+_OPEN: Final = "is_open_without_second_factor"
+
+
+def open_without_second_factor(endpoint: Endpoint) -> Endpoint:
+    """Opens an endpoint to callers who owe a second factor: every other is closed to them."""
+    setattr(endpoint, _OPEN, True)
+    return endpoint
+
 
 async def get_caller(request: Request) -> Principal:
     """The principal behind the request's credentials, which the access line names from here on.
@@ -28,8 +39,8 @@ async def get_caller(request: Request) -> Principal:
     Where no header holds a credential it may be the page's cookie: see `page_session`. Each call counts in the caller's
     rate, whose headers the answer gets, but for the road's routes: those meet the limits that are rows. So a route that
     asks who calls has the rate, without naming it. Raises `AuthenticationError`, `PermissionDenied` where a key may not
-    be used from this address or a cookie not by this request, `RateLimitExceeded`, or `Unavailable` where the database
-    is needed and does not answer.
+    be used from this address, a cookie not by this request, or a second factor is owed, `RateLimitExceeded`, or
+    `Unavailable` where the database is needed and does not answer.
     """
     authenticator: Authenticator = request.state.authenticator
     context: RequestContext | None = request.scope.get(SCOPE_KEY)
@@ -46,12 +57,21 @@ async def get_caller(request: Request) -> Principal:
         context.key_prefix = principal.key_prefix
         context.user_id = principal.user_id if principal.key_id is None else None
         if context.is_on_road:
-            return principal
+            return _allowed(principal, request)
     rate: CallRate | None = getattr(request.state, "call_rate", None)
     if rate is not None:
         told = await rate.count(principal)
         if context is not None:
             context.rate_headers = [(name.lower().encode(), value.encode()) for name, value in told.items()]
+    return _allowed(principal, request)
+
+
+def _allowed(principal: Principal, request: Request) -> Principal:
+    if principal.owes_second_factor and not getattr(request.scope.get("endpoint"), _OPEN, False):
+        raise PermissionDenied(
+            "Your account needs a second factor, and nothing else is open to this sign-in before it has one: set it up "
+            "on the page /sign-in, or by POST /auth/second-factor."
+        )
     return principal
 
 

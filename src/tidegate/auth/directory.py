@@ -10,11 +10,12 @@ from typing import Final
 from sqlalchemy import ColumnElement, func, select
 
 from tidegate.accounts.models import SignIn, User
+from tidegate.accounts.second_factor.codes import has_one
 from tidegate.auth.addresses import AllowedAddresses
 from tidegate.auth.api_keys import KEY_MARK, StoredHash, hash_key, is_current, verify_key
 from tidegate.auth.keyring import Keyring
 from tidegate.auth.models import ApiKey, RetiringSecret
-from tidegate.auth.principal import Principal, Role, Scope
+from tidegate.auth.principal import Principal, Role, Scope, SecondFactorRule
 from tidegate.auth.tokens import AccessToken
 from tidegate.auth.upkeep import KeyUpkeep
 from tidegate.errors import InvalidApiKey, InvalidToken
@@ -34,10 +35,11 @@ class Directory:
     not answer. Neither judges an expiry: it is the principal's `expires_at`, judged at each use.
     """
 
-    def __init__(self, database: Database, peppers: Keyring) -> None:
+    def __init__(self, database: Database, peppers: Keyring, second_factor: SecondFactorRule = "optional") -> None:
         self.upkeep = KeyUpkeep(database)
         self._database = database
         self._peppers = peppers
+        self._second_factor = second_factor
 
     async def judge_key(self, prefix: str, key: str) -> Principal:
         """The owner of a key that has a key's form, by its secret or by one that retires."""
@@ -84,7 +86,17 @@ class Directory:
     async def judge_token(self, token: AccessToken) -> Principal:
         """The user of a token that was verified, by the sign-in that it names."""
         query = (
-            select(User.workspace_id, User.role, User.email, User.disabled_at, SignIn.ended_at, SignIn.expires_at)
+            select(
+                User.workspace_id,
+                User.role,
+                User.email,
+                User.disabled_at,
+                SignIn.method,
+                SignIn.created_at,
+                SignIn.ended_at,
+                SignIn.expires_at,
+                has_one(User.id).label("has_second_factor"),
+            )
             .join(SignIn, SignIn.user_id == User.id)
             .where(SignIn.id == token.sign_in_id, User.id == token.user_id)
         )
@@ -104,7 +116,15 @@ class Directory:
             sign_in_id=token.sign_in_id,
             scopes=SCOPES_BY_ROLE[found.role],
             expires_at=min(token.expires_at, found.expires_at.timestamp()),
+            signed_in_at=found.created_at.timestamp(),
+            # Who came by single sign-on was asked there, or not: that is its provider's.
+            owes_second_factor=found.method == "password"
+            and not found.has_second_factor
+            and self._is_needed_by(found.role),
         )
+
+    def _is_needed_by(self, role: Role) -> bool:
+        return self._second_factor == "required" or (self._second_factor == "admins" and role == "admin")
 
 
 def _id_of(prefix: str) -> ColumnElement[uuid.UUID]:

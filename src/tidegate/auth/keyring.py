@@ -1,11 +1,14 @@
-"""The secrets that sign access tokens and pepper API keys: ordered by kid, the first in use, all of them verifying.
+"""The secrets of a deployment: ordered by kid, the first in use, all of them verifying or decrypting.
 
 They come from the settings. Outside production what the settings leave out is generated once, kept in
 `<data dir>/secrets.json` (0600) and used again: without it every key and token that was issued would be void after a
 restart. Where the settings name secrets later, those come first and the file's still verify, so that this voids nothing
 either. The file appears whole and at once, so processes that start together agree on its content.
+
+Those that encrypt are not in it: outside production they are derived of the peppers, behind what the settings name.
 """
 
+import hmac
 import json
 import os
 import secrets
@@ -24,6 +27,7 @@ from tidegate.settings.groups import MINIMUM_SECRET_BYTES
 SECRETS_FILE: Final = "secrets.json"
 _GENERATED_KID: Final = "generated"
 _RINGS: Final = ("jwt_keys", "api_key_peppers")
+_ENCRYPTION: Final = b"tidegate encryption keys outside production"
 
 
 class Keyring:
@@ -49,10 +53,16 @@ class Keyring:
         """Every kid with its secret, in order."""
         return self._secrets.items()
 
-    def rotated(self, *, keep: int | None = None) -> "Keyring":
-        """A new secret first, and after it the old ones: all of them, or the `keep` latest."""
+    @classmethod
+    def rotated_after(cls, before: "Keyring | None", *, keep: int | None = None) -> "Keyring":
+        """A new secret first, and after it the old ones, where there are any: all of them, or the `keep` latest."""
         kid = f"{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
-        return Keyring({kid: secrets.token_urlsafe(MINIMUM_SECRET_BYTES).encode()} | dict(list(self.items())[:keep]))
+        old = [] if before is None else list(before.items())[:keep]
+        return cls({kid: secrets.token_urlsafe(MINIMUM_SECRET_BYTES).encode()} | dict(old))
+
+    def rotated(self, *, keep: int | None = None) -> "Keyring":
+        """As `rotated_after`, of this one."""
+        return self.rotated_after(self, keep=keep)
 
     def as_setting(self) -> str:
         """`kid:secret,…`, as a variable holds it. The secrets themselves: not for a log."""
@@ -63,16 +73,18 @@ class Keyring:
 
 
 class Keyrings:
-    """The keyrings of a process: `jwt` for access tokens, `peppers` for API keys.
+    """The keyrings of a process: `jwt` for access tokens, `peppers` for API keys, `encryption` for what is stored
+    encrypted; None where production names no keys for it.
 
     >>> keyrings = Keyrings.load(load_settings())
     """
 
-    __slots__ = ("jwt", "peppers")
+    __slots__ = ("encryption", "jwt", "peppers")
 
-    def __init__(self, *, jwt: Keyring, peppers: Keyring) -> None:
+    def __init__(self, *, jwt: Keyring, peppers: Keyring, encryption: Keyring | None = None) -> None:
         self.jwt = jwt
         self.peppers = peppers
+        self.encryption = encryption
 
     @classmethod
     def load(cls, settings: Settings) -> Self:
@@ -92,10 +104,17 @@ class Keyrings:
         if not settings.in_production:
             generated = _generated(settings.data_dir / SECRETS_FILE, is_needed=bool(missing))
             configured = {name: by_kid | _others(generated[name], by_kid) for name, by_kid in configured.items()}
-        return cls(jwt=Keyring(configured["jwt_keys"]), peppers=Keyring(configured["api_key_peppers"]))
+        encryption = _by_kid(settings.auth.encryption_keys)
+        if not settings.in_production:
+            encryption |= _others(_derived(configured["api_key_peppers"]), encryption)
+        return cls(
+            jwt=Keyring(configured["jwt_keys"]),
+            peppers=Keyring(configured["api_key_peppers"]),
+            encryption=Keyring(encryption) if encryption else None,
+        )
 
     def __repr__(self) -> str:
-        return f"Keyrings(jwt={self.jwt!r}, peppers={self.peppers!r})"
+        return f"Keyrings(jwt={self.jwt!r}, peppers={self.peppers!r}, encryption={self.encryption!r})"
 
 
 def write_private_file(path: Path, text: str, *, replace: bool) -> bool:
@@ -124,6 +143,14 @@ def write_private_file(path: Path, text: str, *, replace: bool) -> bool:
 
 def _by_kid(pairs: tuple[tuple[str, SecretStr], ...]) -> dict[str, bytes]:
     return {kid: secret.get_secret_value().encode("utf-8") for kid, secret in pairs}
+
+
+def _derived(peppers: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Of each pepper a secret to encrypt by, under a kid that says whence."""
+    return {
+        f"generated-{kid}": hmac.new(pepper, _ENCRYPTION, "sha256").hexdigest().encode()
+        for kid, pepper in peppers.items()
+    }
 
 
 def _others(by_kid: Mapping[str, bytes], named: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -10,6 +10,8 @@ from tidegate.auth.addresses import AllowedAddresses
 
 Scope = Literal["inference", "usage", "manage", "metrics"]
 Role = Literal["admin", "member"]
+SecondFactorRule = Literal["optional", "required", "admins"]
+"""Who needs a second factor of those who log in by a password."""
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +20,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     `models` are names, groups or patterns that a key is held to; None holds it to none. `role` is a user's: an admin
     acts in every workspace, a member in theirs. `email` and `sign_in_id` are a signed-in user's. `expires_at` is Unix
     seconds. `allowed_from` is where a key may be used from; None is from anywhere. `queue_weight`, from 1 to 100, is
-    the caller's share of an upstream's queue beside others.
+    the caller's share of an upstream's queue beside others. `signed_in_at` is when a signed-in user logged in, in Unix
+    seconds; one who owes a second factor may do no more than set it up.
     """
 
     workspace_id: uuid.UUID
@@ -34,6 +37,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     trusts_attribution: bool = False
     queue_weight: int = 1
     allowed_from: AllowedAddresses | None = None
+    signed_in_at: float | None = None
+    owes_second_factor: bool = False
 
     @property
     def is_signed_in_admin(self) -> bool:

@@ -5,6 +5,7 @@ Whatever does not answer within its bound is missing in the subject, and the ite
 
 import ast
 import asyncio
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +18,7 @@ from tidegate.check.probes import Probes
 from tidegate.check.subject import Facts, Live, Subject
 from tidegate.server.control import NoRoot, ask_root
 from tidegate.server.cpu import usable_cpus
+from tidegate.tls import own_context
 
 _ANSWER_WITHIN_S = 15.0
 _ENVIRONMENT = ("environ", "environb", "getenv", "getenvb")
@@ -42,11 +44,12 @@ async def gather(asked: Asked) -> Subject:
     if not root.get("url"):
         raise NoRoot(f"The server in {asked.data_dir} is an older version's, which cannot be checked: replace it.")
     origins = list(workers[0]["http"]["origins"]) if workers else []
-    async with Probes(root["url"]) as probes:
+    context = _context(root)
+    async with Probes(root["url"], context) as probes:
         seen = await probes.everything(origins=origins, management_url=root.get("management_url"))
         countdown = await probes.countdown()
         seen["forged_address"] = await probes.forged_address()
-    live, skipped = await _live(asked, root, workers)
+    live, skipped = await _live(asked, root, workers, context)
     told = {worker["pid"] for worker in workers}
     current = [worker for worker in root["workers"] if worker["generation"] == root["generation"]]
     return Subject(
@@ -79,7 +82,20 @@ def _telling(root: Facts) -> list[Facts]:
     return [worker["facts"] for worker in current if worker.get("facts")]
 
 
-async def _live(asked: Asked, root: Facts, workers: list[Facts]) -> tuple[Live | None, str]:
+def _context(root: Facts) -> ssl.SSLContext | None:
+    """What knows the server by its own certificate, None for one in the clear."""
+    certificate = root.get("certificate")
+    if certificate is None:
+        return None
+    try:
+        return own_context(Path(certificate))
+    except OSError as error:
+        raise NoRoot(f"{certificate}, which the server shows, cannot be read here: {error}") from None
+
+
+async def _live(
+    asked: Asked, root: Facts, workers: list[Facts], context: ssl.SSLContext | None
+) -> tuple[Live | None, str]:
     """What a stream did, or why there was none."""
     if asked.key is None:
         return None, "name a key with --key-file to prove it by a stream"
@@ -93,7 +109,7 @@ async def _live(asked: Asked, root: Facts, workers: list[Facts]) -> tuple[Live |
     async def look(request_id: str) -> list[Facts]:
         return _telling(await _report(asked.data_dir, request_id))
 
-    return await stream(root["url"], asked.key, model, is_echo=model in free, look=look), ""
+    return await stream(root["url"], asked.key, model, is_echo=model in free, look=look, context=context), ""
 
 
 def _differing(digests: Mapping[str, str] | None, workers: list[Facts]) -> tuple[str, ...]:

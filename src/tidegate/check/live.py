@@ -5,6 +5,7 @@ It goes to an echo model, which costs nothing, or to the model that was named.
 
 import asyncio
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import httpx2
 
 from tidegate.check.subject import Facts, Live
+from tidegate.tls import client_context
 
 WITHIN_S = 60.0
 _ENTRY_WITHIN_S = 5.0
@@ -24,12 +26,15 @@ _MOST_TOKENS = 128
 Look = Callable[[str], Awaitable[list[Facts]]]
 
 
-async def stream(url: str, key: str, model: str, *, is_echo: bool, look: Look) -> Live:
-    """`look` gathers what every worker tells now, of this request too."""
+async def stream(
+    url: str, key: str, model: str, *, is_echo: bool, look: Look, context: ssl.SSLContext | None = None
+) -> Live:
+    """`look` gathers what every worker tells now, of this request too. `context` is as `Probes` has it."""
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": _WORDS if is_echo else _QUESTION}]}
     if not is_echo:
         body["max_tokens"] = _MOST_TOKENS
-    async with httpx2.AsyncClient(base_url=url, timeout=WITHIN_S, trust_env=False) as client:
+    verify = context or client_context()
+    async with httpx2.AsyncClient(base_url=url, verify=verify, timeout=WITHIN_S, trust_env=False) as client:
         client.headers["authorization"] = f"Bearer {key}"
         try:
             async with asyncio.timeout(WITHIN_S):

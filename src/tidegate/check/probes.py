@@ -6,6 +6,7 @@ counters, and costs no account a try of its own. Each goes on a connection of it
 
 import asyncio
 import secrets
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any, Self
@@ -15,6 +16,7 @@ import httpx2
 from tidegate.check.protection import EVIL_ORIGIN, counts_down
 from tidegate.check.running import HOSTILE_ID, OWN_ID
 from tidegate.check.subject import Answer
+from tidegate.tls import client_context
 
 WITHIN_S = 5.0
 TRIES = 4
@@ -35,9 +37,12 @@ class Probes:
     ...     seen = await probes.everything(origins=[], management_url=None)
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, context: ssl.SSLContext | None = None) -> None:
+        """`context` knows the certificate of an https server; else the system's authorities do."""
         self._url = url
+        self._context = context or client_context()
         self._client = httpx2.AsyncClient(
+            verify=self._context,
             timeout=WITHIN_S,
             trust_env=False,
             # Each request on a connection of its own: which worker takes it is for the system to say.
@@ -139,7 +144,8 @@ class Probes:
         )
         try:
             async with asyncio.timeout(WITHIN_S):
-                reader, writer = await asyncio.open_connection(url.host, url.port, limit=_LONGEST_HEAD)
+                tls = self._context if url.scheme == "https" else None
+                reader, writer = await asyncio.open_connection(url.host, url.port, limit=_LONGEST_HEAD, ssl=tls)
                 try:
                     writer.write(head.encode())
                     return await _read_answer(reader)

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from tidegate.settings import Settings, SettingsError
 from tidegate.storage.database import Database
+from tidegate.storage.database_login import database_login
 from tidegate.storage.migrate import migrate, require_head
-from tidegate.storage.tls import database_tls
 
 
 @asynccontextmanager
@@ -19,9 +19,9 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     if migrates_itself:
         _make_directory(settings)
         await migrate(settings.database_url)
-    tls = database_tls(settings.database)
+    login = database_login(settings.database)
     pooler = settings.database.pooler
-    database = await Database.open(settings.database_url, pool_size=1, max_overflow=1, tls=tls, pooler=pooler)
+    database = await Database.open(settings.database_url, pool_size=1, max_overflow=1, login=login, pooler=pooler)
     try:
         if not migrates_itself:
             await require_head(database)

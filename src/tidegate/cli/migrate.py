@@ -11,8 +11,8 @@ from sqlalchemy.engine import make_url
 from tidegate.cli.output import print_json
 from tidegate.settings import PREFIX, SettingsError, load_settings
 from tidegate.settings.groups import DatabaseSettings
+from tidegate.storage.database_login import database_login
 from tidegate.storage.migrate import draft, migrate, newer_revision, pending
-from tidegate.storage.tls import database_tls
 
 
 @click.command("migrate")
@@ -23,7 +23,7 @@ from tidegate.storage.tls import database_tls
 def migrate_command(context: click.Context, check: bool, message: str | None, as_json: bool) -> None:
     """Bring the database's schema to head, under a lock: it may be run twice at once."""
     url, chosen = database_location()
-    tls = database_tls(chosen)
+    login = database_login(chosen)
     if message is not None:
         # Only this imports every model, for whoever changes one.
         from tidegate.storage.migrations.tables import all_tables  # noqa: PLC0415 - start-up time
@@ -31,13 +31,13 @@ def migrate_command(context: click.Context, check: bool, message: str | None, as
         click.echo(str(asyncio.run(draft(url, all_tables(), message))))
         return
     if check:
-        missing = asyncio.run(pending(url, tls=tls))
-        newer = None if missing else asyncio.run(newer_revision(url, tls=tls))
+        missing = asyncio.run(pending(url, login=login))
+        newer = None if missing else asyncio.run(newer_revision(url, login=login))
         _print({"applied": [], "pending": missing}, newer, as_json=as_json)
         context.exit(1 if missing else 0)
     _make_directory(url)
-    applied = asyncio.run(migrate(url, tls=tls))
-    newer = None if applied else asyncio.run(newer_revision(url, tls=tls))
+    applied = asyncio.run(migrate(url, login=login))
+    newer = None if applied else asyncio.run(newer_revision(url, login=login))
     _print({"applied": applied, "pending": []}, newer, as_json=as_json)
 
 

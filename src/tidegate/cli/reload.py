@@ -1,4 +1,4 @@
-"""`tidegate reload`: every worker of the running server takes the catalogue as it is on disk now."""
+"""`tidegate reload`: every worker of the running server takes the catalogue and certificate on disk."""
 
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ _ANSWER_WITHIN_S = 30.0
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def reload(context: click.Context, data_dir: Path | None, as_json: bool) -> None:
-    """Bring the catalogue on disk to every worker of the running server, without a restart.
+    """Bring the catalogue on disk, and a renewed certificate, to every worker of the running server, without a restart.
 
-    It is validated first. Where it has a fault nothing changes anywhere. Requests that run keep the catalogue that they
-    began with. Exits 0 once every worker shows the new version in /health. Settings are read anew by SIGUSR2 alone.
+    They are validated first. Where there is a fault nothing changes anywhere. Requests that run keep the catalogue that
+    they began with. Exits 0 once every worker shows the new version in /health. Settings are read anew by SIGUSR2
+    alone.
     """
     try:
         answer = ask_root(data_dir or _data_dir(), {"ask": "reload", "by": operator().name}, within_s=_ANSWER_WITHIN_S)
@@ -32,7 +33,8 @@ def reload(context: click.Context, data_dir: Path | None, as_json: bool) -> None
     told: dict[str, Any] = answer.get("done") or {"is_whole": False, "version": None, "faults": answer["faults"]}
     if as_json:
         shown = ("version", "before", "workers", "faults")
-        print_json({name: told.get(name) for name in shown})
+        until = told.get("certificate_until")
+        print_json({name: told.get(name) for name in shown} | ({} if until is None else {"certificate_until": until}))
     else:
         _tell(told)
     context.exit(0 if told["is_whole"] else 1)
@@ -48,6 +50,8 @@ def _tell(told: dict[str, Any]) -> None:
     else:
         workers = "1 worker" if told["workers"] == 1 else f"{told['workers']} workers"
         click.echo(f"The catalogue {told['version']} is in force in {workers}.")
+        if told.get("certificate_until") is not None:
+            click.echo(f"The certificate that is shown now is valid until {told['certificate_until']}.")
 
 
 def _data_dir() -> Path:

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import sys
+import uuid
 from collections.abc import Awaitable, Callable
 
 import click
@@ -11,7 +12,9 @@ from tidegate.accounts.mailed.invitations import CallersInvitations
 from tidegate.accounts.mailed.schemas import InvitationForm, InvitationView
 from tidegate.accounts.models import User
 from tidegate.accounts.schemas import Name, NewUser
-from tidegate.accounts.service import Accounts, find_workspace, require_passwords
+from tidegate.accounts.second_factor.sealing import Sealing
+from tidegate.accounts.second_factor.service import SecondFactors
+from tidegate.accounts.service import Accounts, find_user, find_workspace, require_passwords
 from tidegate.auth.passwords import Passwords
 from tidegate.cli.database import open_database
 from tidegate.cli.inputs import from_options
@@ -156,6 +159,21 @@ def set_password(email: str, password_stdin: bool, as_json: bool) -> None:
     click.echo(_until(settings))
 
 
+@users_command.command("reset-second-factor")
+@click.argument("email")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def reset_second_factor(email: str, as_json: bool) -> None:
+    """Take away the second factor of a user who lost it, and end their sign-ins within a second.
+
+    Their password alone opens the account then, so make sure first that it is they who ask.
+    """
+    user = asyncio.run(_reset_second_factor(load_settings(), email))
+    if as_json:
+        print_json({"id": user.id, "email": user.email})
+    else:
+        click.echo(f"{user.email} has no second factor.")
+
+
 def _password(*, from_stdin: bool) -> tuple[str, bool]:
     """The new password, and whether it was made up here."""
     if from_stdin:
@@ -211,6 +229,24 @@ async def _with_accounts(settings: Settings, change: Callable[[Accounts], Awaita
     async with open_database(settings) as database, Changes.publishing(settings) as changes:
         user = await change(_accounts(settings, database))
         await changes.tell(user_topic(user.id))
+    return user
+
+
+async def _reset_second_factor(settings: Settings, email: str) -> User:
+    async with (
+        open_database(settings) as database,
+        Changes.publishing(settings) as changes,
+        open_post(settings) as post,
+    ):
+        async with database.session() as session:
+            user = await find_user(session, email)
+
+        async def tell(user_id: uuid.UUID) -> None:
+            await changes.tell(user_topic(user_id))
+
+        # It neither opens nor seals a secret, and judges no password.
+        second_factors = SecondFactors(database, Passwords(), Sealing(None), post, changed=tell)
+        await second_factors.reset(user.id, operator())
     return user
 
 

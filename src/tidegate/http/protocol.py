@@ -37,6 +37,7 @@ from tidegate.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, Tid
 from tidegate.http.context import HUNG_UP_KEY, new_request_id
 from tidegate.http.framing import fault_of_head
 from tidegate.http.security_headers import security_headers
+from tidegate.http.tls_transport import TlsTransport
 from tidegate.telemetry.logging import get_logger
 
 log = get_logger(__name__)
@@ -97,6 +98,8 @@ class TidegateHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        if self.scheme == "https":
+            self.transport = TlsTransport(transport, self.loop)
         self._heard_at = self._began_at = self.loop.time()
         self._look = self.loop.call_later(min(self.silent_for_s, self.look_every_s), self._look_at_silence)
 
@@ -176,12 +179,25 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         if self._look is not None:
             self._look.cancel()
             self._look = None
+        self._tell_hang_up()
+        super().connection_lost(exc)
+        if isinstance(self.transport, TlsTransport):
+            self.transport.forget()
+
+    def eof_received(self) -> None:
+        """The client says no more, so the transport closes: what is written from now on reaches nobody.
+
+        But it is lost only once the client has read what was written before, and that may be never.
+        """
+        self._tell_hang_up()
+        self.flow.resume_writing()
+
+    def _tell_hang_up(self) -> None:
         at_work = self._at_work
         if at_work is not None and not at_work.response_complete:
             cast("dict[str, object]", at_work.scope)[HUNG_UP_KEY] = True
             at_work.disconnected = True
             at_work.message_event.set()
-        super().connection_lost(exc)
 
     def retire(self, idle_s: float) -> None:
         """Called again and again while others take this worker's place.

@@ -84,6 +84,7 @@ def _authenticator(settings: Settings, stores: Stores, keyrings: Keyrings) -> Au
         keyrings,
         access_token_minutes=settings.auth.access_token_minutes,
         jwt_algorithm=settings.auth.jwt_algorithm,
+        second_factor=settings.auth.second_factor,
         passwords=Passwords.of(settings),
         changes=stores.changes,
     )

@@ -26,6 +26,7 @@ from tidegate.lifespan.road import Road
 from tidegate.lifespan.stores import Stores
 from tidegate.routing.catalogue import Catalogue, Upstream
 from tidegate.settings import Settings, unknown_variables
+from tidegate.settings.clear_text import spoken_in_the_clear
 from tidegate.settings.digests import settings_digests
 from tidegate.settings.secrets import entropy_bits, weakness
 from tidegate.telemetry.logging import form_of_lines
@@ -65,7 +66,7 @@ class Facts:
             "version": __version__,
             "environment": settings.environment,
             "clock": time.time(),
-            "settings": self._settings_read,
+            "settings": self._settings_read | {"in_the_clear": self._in_the_clear()},
             "routes": routes,
             "database": database
             | {"max_replicas": settings.database.max_replicas, "pool": self._pool()}
@@ -113,6 +114,10 @@ class Facts:
             "forbids_unknown": kind.model_config.get("extra") == "forbid",
             "unknown": unknown_variables(),
         }
+
+    def _in_the_clear(self) -> list[str]:
+        # A reload may have brought another upstream.
+        return spoken_in_the_clear(self.settings, self._catalogue.base_urls)
 
     @cached_property
     def _tokens(self) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from tidegate.lifespan.surroundings import Surroundings
 from tidegate.settings import Settings
 from tidegate.storage.changes import Changes
 from tidegate.storage.database import Database
+from tidegate.storage.database_login import database_login
 from tidegate.storage.read_through import ReadThrough
 from tidegate.storage.redis import RedisClient, close_redis, open_redis
-from tidegate.storage.tls import database_tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ async def open_stores(settings: Settings, surroundings: Surroundings) -> AsyncIt
             settings.database_url,
             pool_size=surroundings.pool_size,
             max_overflow=surroundings.max_overflow,
-            tls=database_tls(settings.database),
+            login=database_login(settings.database),
             pooler=settings.database.pooler,
         )
         stack.push_async_callback(database.aclose)

@@ -117,12 +117,9 @@ class LimitBook:
 
         Raises `Unavailable` where the database does not answer and nothing is known.
         """
-        kept = self._kept.get(workspace_id)
+        if (known := self.known(workspace_id, key_id)) is not None:
+            return known
         now = self._monotonic()
-        if kept is not None and now < kept.fresh_until and kept.reading.covers(key_id):
-            if now >= kept.early_at and workspace_id not in self._flights and self._may_try(now):
-                self._fly(workspace_id, None)
-            return kept.limits
         if not self._database_answers:
             if not self._may_try(now) and (stale := self._stale(workspace_id, now)) is not None:
                 return stale
@@ -135,6 +132,16 @@ class LimitBook:
         if limits is None:
             raise Unavailable(_NOT_KNOWN, headers={"Retry-After": "1"})
         return limits
+
+    def known(self, workspace_id: uuid.UUID, key_id: uuid.UUID | None) -> WorkspaceLimits | None:
+        """`of`, at once, while they are fresh; None where they have to be read."""
+        kept = self._kept.get(workspace_id)
+        now = self._monotonic()
+        if kept is None or now >= kept.fresh_until or not kept.reading.covers(key_id):
+            return None
+        if now >= kept.early_at and workspace_id not in self._flights and self._may_try(now):
+            self._fly(workspace_id, None)
+        return kept.limits
 
     def forget(self, workspace_id: uuid.UUID | None) -> None:
         """The limits of this workspace, or of any (None), changed: they are read before they are used again.

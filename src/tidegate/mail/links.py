@@ -46,4 +46,4 @@ def _own_address(settings: Settings) -> str | None:
     host = settings.server.host
     if host in _ANY_ADDRESS:
         host = "localhost"
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.server.port}"
+    return f"{settings.server.scheme}://{f'[{host}]' if ':' in host else host}:{settings.server.port}"

@@ -16,6 +16,7 @@ from tidegate.errors import MailRefused, Unavailable
 from tidegate.mail.message import Message, compose
 from tidegate.settings import Settings
 from tidegate.settings.groups import MailSettings
+from tidegate.tls import client_context
 
 _GOODBYE_WITHIN_S: Final = 1.0
 _RULE: Final = "-" * 72
@@ -61,6 +62,8 @@ class SmtpMailer:
             composed = compose(message, settings.sender)
         except ValueError:
             raise MailRefused("The e-mail could not be written: its address or its subject is none.") from None
+        if self._tls_context is None and settings.smtp_security != "none":
+            self._tls_context = await asyncio.to_thread(_context)
         client = self._client()
         try:
             async with asyncio.timeout(settings.timeout_s):
@@ -122,6 +125,13 @@ class NoMailer:
     async def send(self, message: Message) -> None:
         del message
         raise MailRefused(_NO_SERVER)
+
+
+def _context() -> ssl.SSLContext:
+    context = client_context()
+    # A mail server of one's own is often known by `SSL_CERT_FILE` alone.
+    context.load_default_certs()
+    return context
 
 
 def _show(text: str) -> None:

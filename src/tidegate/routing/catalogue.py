@@ -261,6 +261,11 @@ class Catalogue:
     version: str
     by_name: dict[str, Model]
 
+    @property
+    def base_urls(self) -> dict[str, str]:
+        """Of each upstream, by name; empty for one that is here."""
+        return {name: upstream.base_url for name, upstream in self.upstreams.items()}
+
     def find(self, name: str) -> Model | None:
         """The model of this name, else the longest pattern that takes it."""
         exact = self.by_name.get(name)

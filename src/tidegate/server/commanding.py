@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from tidegate import __version__
+from tidegate.server.certificate import CERTIFICATE, KEY
 from tidegate.server.control import Message
 from tidegate.server.control_door import AttachedWorker, ControlDoor, Verb, WorkerGone
 from tidegate.server.generation import Generation, Opened
@@ -43,7 +44,9 @@ class Commands:
     def __init__(
         self, settings: Settings, *, model_slots: int | None, say: Say, urls: Mapping[str, str] | None = None
     ) -> None:
-        """`urls` are where the server listens, for its report: `url`, and `management_url` where there is one."""
+        """`urls` are where the server listens, for its report: `url`, and `management_url` where there is one; with
+        the file of the `certificate` that is shown there.
+        """
         self._settings = settings
         self._urls = urls or {}
         self._model_slots = model_slots
@@ -118,16 +121,22 @@ class Commands:
                 reloaded = await reload(self._door, current, self._settings)
             asked = actor["by"] or actor["signal"]
             for fault in reloaded.faults:
-                self._say(f"catalogue: {fault}", is_bad=True, asked_by=asked)
+                # The other faults are the catalogue's.
+                about = "" if fault.startswith((CERTIFICATE, KEY)) else "catalogue: "
+                self._say(f"{about}{fault}", is_bad=True, asked_by=asked)
             if reloaded.version is None or current is None or current.catalogue is None:
                 self._say("catalogue not reloaded: nothing was changed", is_bad=True, asked_by=asked)
                 return reloaded
+            shown: Message = {}
+            if reloaded.certificate_until is not None:
+                shown["certificate_until"] = reloaded.certificate_until
             self._say(
                 "catalogue reloaded",
                 version=reloaded.version,
                 before=reloaded.before,
                 workers=reloaded.workers,
                 asked_by=asked,
+                **shown,
             )
             details = {"version": {"from": reloaded.before, "to": reloaded.version}, "workers": reloaded.workers}
             details |= {"faults": list(reloaded.faults)} if reloaded.faults else {}

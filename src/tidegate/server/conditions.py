@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tidegate.auth.guessing import is_guessed_soon
 from tidegate.routing.catalogue import Catalogue
 from tidegate.routing.configuration import CatalogueError, CatalogueSource, parse_catalogue, read_catalogue
+from tidegate.server.certificate import CertificateError, pair_of
 from tidegate.server.refusal import StartRefused
 from tidegate.settings import Settings, SettingsError
 from tidegate.settings.secrets import placeholder
@@ -19,7 +20,10 @@ class Conditions:
 
 
 def require_conditions(settings: Settings) -> Catalogue:
-    """The catalogue of these settings. Raises `StartRefused` with every fault of it, and of the bootstrap password."""
+    """The catalogue of these settings.
+
+    Raises `StartRefused` with every fault of it, of the bootstrap password and of the certificate.
+    """
     return starting_conditions(settings).catalogue
 
 
@@ -34,6 +38,10 @@ def starting_conditions(settings: Settings) -> Conditions:
         faults += error.faults
     if settings.in_production and (fault := _password_fault(settings)):
         faults.append(fault)
+    try:
+        pair_of(settings.server)
+    except CertificateError as error:
+        faults.append(error.fault)
     if conditions is None or faults:
         raise StartRefused(*faults)
     return conditions

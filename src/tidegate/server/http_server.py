@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 import signal
+import socket
 from types import FrameType
 
 import uvicorn
@@ -19,7 +20,9 @@ from starlette.types import ASGIApp
 
 from tidegate.http.protocol import TidegateHttpProtocol
 from tidegate.server.bounds import KEPT_IDLE_S, SETTLE_S
+from tidegate.server.certificate import Entrance
 from tidegate.server.listening import BACKLOG
+from tidegate.server.tls_listening import AWAITED_S, Handshakes, listen_by_tls
 from tidegate.settings import Settings
 
 # Longer than the idle time of common load balancers (60 s), so that it is they who close a connection.
@@ -30,7 +33,8 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.1
 
 
-def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, settings: Settings, entrance: Entrance | None = None) -> uvicorn.Config:
+    """With an entrance every socket speaks TLS."""
     return uvicorn.Config(
         app,
         loop="uvloop",
@@ -44,6 +48,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
+        ssl_context_factory=None if entrance is None else lambda _config, _default: entrance.context,
         # The server below keeps this bound itself; uvicorn's is a net under it.
         timeout_graceful_shutdown=math.ceil(settings.server.drain_s) + SETTLE_S + 1,
     )
@@ -52,16 +57,18 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 class GracefulServer(uvicorn.Server):
     """A uvicorn whose stop by signal is a normal end: the process is not killed again by the signal it got.
 
-    A subclass may have another bound.
+    A subclass may have other bounds.
     """
 
     kept_idle_s: float = KEPT_IDLE_S
+    handshake_awaited_s: float = AWAITED_S
 
     def __init__(self, config: uvicorn.Config, *, drain_s: float) -> None:
         super().__init__(config)
         self._drain_s = drain_s
         self._hurried = False
         self._retires = False
+        self._handshakes = Handshakes(self.handshake_awaited_s)
 
     @property
     def requests(self) -> int:
@@ -71,6 +78,15 @@ class GracefulServer(uvicorn.Server):
     def retire(self) -> None:
         """Others take this server's place. May be called from a signal's handler, and before the server has begun."""
         self._retires = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if not self.config.is_ssl or sockets is None:
+            await super().startup(sockets)
+            return
+        # The lifespan alone.
+        await super().startup([])
+        config, app_state = self.config, self.lifespan.state
+        self.servers = await listen_by_tls(config, self.server_state, app_state, sockets, self._handshakes)
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._retires
@@ -108,7 +124,8 @@ class GracefulServer(uvicorn.Server):
             counter += 1
             await super().on_tick(counter)
             # Looked at after the pause: a connection that was accepted just before is there only then.
-            if not self.server_state.connections and not self.server_state.tasks:
+            is_idle = not self.server_state.connections and not self.server_state.tasks
+            if is_idle and not self._handshakes.are_under_way():
                 break
         if not self.should_exit:
             # What is left had its time.

@@ -73,11 +73,11 @@ def port_of(sockets: list[socket.socket]) -> int:
     return int(sockets[0].getsockname()[1])
 
 
-def url_of(sockets: list[socket.socket]) -> str:
+def url_of(sockets: list[socket.socket], scheme: str = "http") -> str:
     """Where this machine reaches the server: `http://127.0.0.1:8000`; a wildcard address is reached by loopback."""
     address = str(sockets[0].getsockname()[0])
     loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared, not bound
-    return f"http://{f'[{loopback}]' if ':' in loopback else loopback}:{port_of(sockets)}"
+    return f"{scheme}://{f'[{loopback}]' if ':' in loopback else loopback}:{port_of(sockets)}"
 
 
 def adopt(descriptors: list[int]) -> list[socket.socket]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import orjson
@@ -22,6 +21,7 @@ from setproctitle import setproctitle
 from starlette.types import ASGIApp
 
 from tidegate.server.bounds import retired_bound_s, server_bound_s
+from tidegate.server.certificate import CertificateError, Entrance, entrance_of
 from tidegate.server.conditions import Conditions, require_shared_stores, starting_conditions
 from tidegate.server.cpu import usable_cpus
 from tidegate.server.descriptors import raise_descriptor_limit
@@ -29,7 +29,7 @@ from tidegate.server.drain import install_drain
 from tidegate.server.fork import run_in_fork
 from tidegate.server.pools import Pool, worker_count
 from tidegate.server.refusal import EXIT_REFUSED, StartRefused, print_faults
-from tidegate.server.root_settings import differing
+from tidegate.server.root_settings import as_the_root_has_it, differing
 from tidegate.server.supervisor import RootSupervisor
 from tidegate.settings import Settings, SettingsError, load_settings
 from tidegate.telemetry.logging import Process, configure_logging, get_logger
@@ -51,6 +51,19 @@ class Opening:
     listeners: list[int]
     supervisor: RootSupervisor
     make_app: Callable[[], ASGIApp]
+    entrance: Entrance | None = None
+
+    def refreshed_entrance(self) -> Entrance | None:
+        """With the certificate that is on disk now; in a worker, which may begin long after its arbiter.
+
+        Where that one is bad this worker shows the one that its arbiter began with: others serve, and so must it.
+        """
+        if self.entrance is not None:
+            try:
+                self.entrance.use(self.entrance.read_waiting())
+            except CertificateError as error:
+                get_logger(__name__).error("the certificate on disk is not shown: an older one is", reason=error.fault)
+        return self.entrance
 
 
 def create_app(settings: Settings, pool: Pool | None, supervisor: RootSupervisor) -> ASGIApp:
@@ -96,9 +109,10 @@ def hush(settings: Settings) -> None:
 def _open(settings: Settings, arguments: argparse.Namespace, *, workers: int | None) -> Opening:
     """`workers` is the number where this program can have no other."""
     asked = worker_count(settings, usable_cpus())
-    settings = _as_the_root_has_it(settings, arguments, one_alone=workers == 1 < asked)
+    settings = _judged(settings, arguments, one_alone=workers == 1 < asked)
     workers = workers or asked
     conditions = starting_conditions(settings)
+    entrance = _entrance(settings)
     require_shared_stores(settings, workers)
     if arguments.management_port is not None:
         # The app judges by this number, and 0 may have been asked for.
@@ -115,19 +129,28 @@ def _open(settings: Settings, arguments: argparse.Namespace, *, workers: int | N
     prepared = run_in_fork(step, settings, workers)
     with os.fdopen(arguments.report, "wb") as report:
         report.write(orjson.dumps({"made": prepared.made, **_opened(settings, conditions, workers)}) + b"\n")
-    supervisor = RootSupervisor(settings.data_dir, generation=arguments.generation)
+    supervisor = RootSupervisor(settings.data_dir, generation=arguments.generation, entrance=entrance)
     return Opening(
-        settings, workers, arguments.listen, supervisor, lambda: factory(settings, prepared.pool, supervisor)
+        settings, workers, arguments.listen, supervisor, lambda: factory(settings, prepared.pool, supervisor), entrance
     )
 
 
-def _as_the_root_has_it(settings: Settings, arguments: argparse.Namespace, *, one_alone: bool) -> Settings:
-    """With the root's data directory; what else is the root's is handed down in other ways, or not used here."""
+def _entrance(settings: Settings) -> Entrance | None:
+    try:
+        entrance = entrance_of(settings.server)
+    except CertificateError as error:
+        raise StartRefused(error.fault) from None
+    if entrance is not None and entrance.pair.ends_soon:
+        get_logger(__name__).warning("the certificate ends soon: renew it, then reload", ends_on=entrance.pair.day)
+    return entrance
+
+
+def _judged(settings: Settings, arguments: argparse.Namespace, *, one_alone: bool) -> Settings:
     of_root = orjson.loads(arguments.of_root)
     names = differing(settings, of_root) + ([WORKERS] if one_alone else [])
     if names:
         get_logger(__name__).warning("these settings stay as they were until the next start", settings=names)
-    return settings.model_copy(update={"data_dir": Path(of_root["TIDEGATE_DATA_DIR"])}) if of_root else settings
+    return as_the_root_has_it(settings, of_root)
 
 
 def _opened(settings: Settings, conditions: Conditions, workers: int) -> dict[str, Any]:

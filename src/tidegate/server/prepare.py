@@ -15,9 +15,9 @@ from tidegate.server.refusal import StartRefused
 from tidegate.server.shares import pool_of_worker
 from tidegate.settings import Settings
 from tidegate.storage.database import Database
+from tidegate.storage.database_login import database_login
 from tidegate.storage.migrate import migrate, require_head
 from tidegate.storage.rights import may_change_tables
-from tidegate.storage.tls import database_tls
 from tidegate.telemetry.logging import get_logger
 
 log = get_logger(__name__)
@@ -28,8 +28,8 @@ async def prepare(settings: Settings, workers: int) -> Prepared:
     keyrings = Keyrings.load(settings)
     if settings.on_sqlite and not settings.in_production:
         await migrate(settings.database_url)
-    tls, pooler = database_tls(settings.database), settings.database.pooler
-    database = await Database.open(settings.database_url, tls=tls, pooler=pooler)
+    login, pooler = database_login(settings.database), settings.database.pooler
+    database = await Database.open(settings.database_url, login=login, pooler=pooler)
     try:
         await _require_head(database)
         if settings.in_production and await may_change_tables(database):

@@ -4,7 +4,7 @@ from tidegate.audit.trail import Actor, Event, Subject, write
 from tidegate.server.control import Message
 from tidegate.settings import Settings
 from tidegate.storage.database import Database
-from tidegate.storage.tls import database_tls
+from tidegate.storage.database_login import database_login
 
 
 async def record_reload(settings: Settings, told: Message) -> None:
@@ -18,7 +18,7 @@ async def record_reload(settings: Settings, told: Message) -> None:
         settings.database_url,
         pool_size=1,
         max_overflow=0,
-        tls=database_tls(settings.database),
+        login=database_login(settings.database),
         pooler=settings.database.pooler,
     )
     try:

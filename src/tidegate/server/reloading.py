@@ -1,4 +1,4 @@
-"""Reloading the catalogue of the generation that serves: all of its workers, or none.
+"""Reloading the catalogue of the generation that serves, and its certificate: all of its workers, or none.
 
 The catalogue is judged by a worker, not by the root: by the very code, settings and secrets that will serve it, which
 may be newer than the root's. The first worker takes it or refuses it with every fault, and then nothing has changed
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from tidegate.routing.configuration import CatalogueError, CatalogueSource, read_catalogue
+from tidegate.server.certificate import shown_pair
 from tidegate.server.control import LONGEST_CATALOGUE, Message
 from tidegate.server.control_door import AttachedWorker, ControlDoor, WorkerGone
 from tidegate.server.generation import Generation
@@ -25,13 +26,17 @@ _UNKNOWN = "no worker answered in time, and nothing is known to have changed: lo
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """How a reload ended. Without a version nothing changed; with faults too, these workers do not have it."""
+    """How a reload ended. Without a version nothing changed; with faults too, these workers do not have it.
+
+    `certificate_until` is the last day of the certificate that is shown from now on, where there is one.
+    """
 
     version: str | None = None
     before: str | None = None
     workers: int = 0
     faults: tuple[str, ...] = ()
     judged_by: int | None = None
+    certificate_until: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -60,7 +65,9 @@ async def reload(door: ControlDoor, generation: Generation, settings: Settings) 
     before = in_force.version
     in_force.source, in_force.version, in_force.serial = source, version, in_force.serial + 1
     behind = await _followed(door, generation)
-    return Reloaded(version, before, len(door.workers_of(generation.number)), tuple(behind), judge.pid)
+    pair = await shown_pair(settings.server)
+    until = None if pair is None else pair.day
+    return Reloaded(version, before, len(door.workers_of(generation.number)), tuple(behind), judge.pid, until)
 
 
 async def bring_up_to_date(worker: AttachedWorker, generation: Generation | None) -> str | None:

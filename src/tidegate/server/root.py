@@ -22,6 +22,7 @@ from tidegate.routing.catalogue import Catalogue
 from tidegate.routing.configuration import open_key_files
 from tidegate.server.banner import banner, credentials
 from tidegate.server.bounds import server_bound_s
+from tidegate.server.certificate import shown_pair
 from tidegate.server.children import Child, describe_exit, python
 from tidegate.server.commanding import Commands
 from tidegate.server.conditions import require_conditions, require_shared_stores
@@ -38,8 +39,10 @@ from tidegate.server.readiness import until_ready
 from tidegate.server.refusal import EXIT_REFUSED, StartRefused, print_faults
 from tidegate.server.root_settings import root_settings
 from tidegate.settings import Settings, setting_advice, unknown_variables
+from tidegate.settings.clear_text import clear_text_advice
 from tidegate.telemetry.logging import configure_logging, get_logger
 from tidegate.telemetry.metrics.folding import DIRECTORY as METRICS
+from tidegate.tls import own_context
 
 # How long a killed root's children may still hold the port.
 _SUCCESSION_S = 5
@@ -85,10 +88,14 @@ class Plan:
 
     @property
     def urls(self) -> dict[str, str]:
-        """Where this machine reaches the server: `url`, and `management_url` where that has a port of its own."""
+        """Where this machine reaches the server: `url`, and `management_url` where that has a port of its own; and the
+        file of the `certificate` that it shows there.
+        """
+        scheme, certificate = self.settings.server.scheme, self.settings.server.tls_certificate
         return {
-            "url": url_of(self.listeners),
-            **({"management_url": url_of(self.management)} if self.management else {}),
+            "url": url_of(self.listeners, scheme),
+            **({"management_url": url_of(self.management, scheme)} if self.management else {}),
+            **({"certificate": str(certificate.absolute())} if certificate is not None else {}),
         }
 
     @property
@@ -109,6 +116,8 @@ def run(settings: Settings, parts: Parts | None = None, *, environ: Mapping[str,
         catalogue = require_conditions(settings)
         for line in open_key_files(settings):
             get_logger(__name__).warning(line)
+        if settings.in_production and (advice := clear_text_advice(settings, catalogue.base_urls)):
+            get_logger(__name__).warning(advice)
         workers = worker_count(settings, usable_cpus())
         require_shared_stores(settings, workers)
         with hold(settings.data_dir) as was_killed:
@@ -185,14 +194,17 @@ class _Root:
             return
         settings = self._plan.settings
         listener = self._plan.listeners[0]
-        await until_ready(listener, patience_s=self._parts.patience_s, impatient=self._wait_for)
+        # Nothing is told it, so whoever has the port may answer; a renewed certificate may be on its way.
+        tls = own_context(None) if settings.server.scheme == "https" else None
+        await until_ready(listener, patience_s=self._parts.patience_s, impatient=self._wait_for, tls=tls)
         if self._model is not None:
             self._model.server_is_ready = True
-        url = url_of(self._plan.listeners)
-        management_url = url_of(self._plan.management) if self._plan.management else None
+        url, management_url = self._plan.urls["url"], self._plan.urls.get("management_url")
         if settings.environment == "development":
             model = next((model.name for model in self._plan.catalogue.models), None)
-            _print(banner(url, settings.data_dir, model, opened.made, management_url=management_url))
+            pair = await shown_pair(settings.server)
+            made = opened.made
+            _print(banner(url, settings.data_dir, model, made, management_url=management_url, certificate=pair))
             self._shown = True
         else:
             of_management = {"management_url": management_url} if management_url else {}

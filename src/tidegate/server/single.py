@@ -38,7 +38,7 @@ def _run(opening: Opening) -> None:
         signal.signal(number, signal.SIG_IGN)
     hush(opening.settings)
     settings = opening.settings
-    config = uvicorn_config(opening.make_app(), settings)
+    config = uvicorn_config(opening.make_app(), settings, opening.entrance)
     server = _SingleServer(config, drain_s=settings.server.drain_s, supervisor=opening.supervisor)
     server.run(sockets=adopt(opening.listeners))
 

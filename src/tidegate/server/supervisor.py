@@ -14,6 +14,7 @@ from typing import Any
 
 from tidegate.lifespan.surroundings import ServedProcess
 from tidegate.routing.configuration import CatalogueError, CatalogueSource
+from tidegate.server.certificate import CertificateError, Entrance
 from tidegate.server.control import LONGEST_LINE, SOCKET_NAME, Message, decode, encode
 from tidegate.storage.unix_socket import short_address
 from tidegate.telemetry.logging import get_logger
@@ -37,16 +38,17 @@ async def record_nothing(told: Message) -> None:
 class RootSupervisor:
     """Implements `Supervisor` for one worker. Made before the fork; it opens nothing until it is used.
 
-    `is_retiring` is the server's to set.
+    `is_retiring` is the server's to set. A reload renews what `entrance` shows too.
 
     >>> supervisor = RootSupervisor(settings.data_dir, generation=1)
     >>> source = await supervisor.catalogue()
     >>> async with supervisor.attached(served): ...
     """
 
-    def __init__(self, data_dir: Path, *, generation: int) -> None:
+    def __init__(self, data_dir: Path, *, generation: int, entrance: Entrance | None = None) -> None:
         self._path = data_dir.absolute() / SOCKET_NAME
         self._generation = generation
+        self._entrance = entrance
         self._record: Recorder = record_nothing
         self._serial = 0
         self.is_retiring = False
@@ -141,9 +143,7 @@ class RootSupervisor:
         try:
             match ask["ask"]:
                 case "reload":
-                    version = await process.reload(CatalogueSource(**ask["source"]))
-                    self._serial = ask["serial"]
-                    return {"done": version}
+                    return {"done": await self._reload(process, ask)}
                 case "report":
                     return {"done": self._report(process)}
                 case "facts":
@@ -153,11 +153,22 @@ class RootSupervisor:
                     return {"done": None}
         except CatalogueError as error:
             return {"faults": error.faults}
+        except CertificateError as error:
+            return {"faults": [error.fault]}
         except Exception as error:
             # An edge: the root hears that it failed, and the worker serves on.
             log.exception("what the root asked for failed", ask=ask["ask"])
             return {"faults": [f"it failed with {type(error).__name__}: look at the log"]}
         return {"faults": ["there is no such ask"]}
+
+    async def _reload(self, process: ServedProcess, ask: Message) -> str:
+        """Both or neither: the certificate is judged first, and taken last, which cannot fail."""
+        pair = None if self._entrance is None else await self._entrance.read()
+        version = await process.reload(CatalogueSource(**ask["source"]))
+        self._serial = ask["serial"]
+        if self._entrance is not None and pair is not None:
+            self._entrance.use(pair)
+        return version
 
     def _report(self, process: ServedProcess) -> dict[str, Any]:
         report = process.report()

@@ -74,7 +74,7 @@ class TidegateWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn and uvico
             self._server.retire()
 
     def run(self) -> None:
-        self.config = uvicorn_config(self.wsgi, self.app.settings)
+        self.config = uvicorn_config(self.wsgi, self.app.settings, self.app.opening.refreshed_entrance())
         try:
             super().run()
         except SystemExit as ending:
@@ -96,7 +96,7 @@ class TidegateWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn and uvico
         watch(terminate_self, self.app.arbiter_lifeline)
         beating = asyncio.create_task(self._beat())
         try:
-            # Not gunicorn's wrappers: uvloop would close what is in them twice, and the second time it may be another's.
+            # Not gunicorn's wrappers: uvloop closes what is in them twice, the second time perhaps somebody else's.
             await server.serve(sockets=[listener.sock for listener in self.sockets])
         finally:
             beating.cancel()

@@ -6,16 +6,10 @@ environment, is judged in `tidegate.settings.rules`.
 
 import ipaddress
 import re
-import ssl
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from typing import Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     EmailStr,
     Field,
     NonNegativeFloat,
@@ -23,157 +17,42 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SecretStr,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_settings import NoDecode
 
-from tidegate.settings.references import holds_secret, resolve_secret
+from tidegate.settings.kinds import CommaSeparated, Group, KeyedSecrets, KeyFile
+from tidegate.settings.stores import DatabaseSettings, RedisSettings
+
+__all__ = [
+    "MINIMUM_SECRET_BYTES",
+    "AlertsSettings",
+    "AuthSettings",
+    "BootstrapSettings",
+    "DatabaseSettings",
+    "Group",
+    "HttpSettings",
+    "LimitsSettings",
+    "MailSettings",
+    "RedisSettings",
+    "ServerSettings",
+    "SingleSignOnSettings",
+]
 
 MINIMUM_SECRET_BYTES = 32
 _BREACHED = re.compile(rb"[0-9A-Fa-f]{40}\s*(:|$)")
-_TLS_IN_URL = re.compile(r"[?&]ssl(mode)?=")
-_CHECKS_IN_URL = re.compile(r"[?&]ssl_(cert_reqs|check_hostname)=")
 _CALLED_URL = re.compile(r"https?://[^/?#@\s]+([/?]\S*)?")
 # As `http.authority` reads them; `*.` for every name below.
 _HOST = re.compile(r"((\*\.)?[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 _API_KEY = re.compile(r"tg_[a-z0-9]{8}_[A-Za-z0-9_-]{43}")
 
 
-def _split(value: Any) -> Any:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-def _keyed_secrets(value: Any) -> Any:
-    """`kid:secret,kid:secret` as pairs; the first signs or hashes, all verify."""
-    if not isinstance(value, str):
-        return value
-    pairs = []
-    for part in _split(value):
-        kid, colon, secret = part.partition(":")
-        if not colon or not kid or not secret:
-            raise ValueError("each key is written kid:secret, several are separated by commas")
-        pairs.append((kid, SecretStr(secret)))
-    return tuple(pairs)
-
-
-def _trusted(path: Path) -> Path:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except ssl.SSLError:
-        raise ValueError(f"{path} holds no certificate in PEM's form (-----BEGIN CERTIFICATE-----)") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    return path
-
-
-# Of who signed a server's certificate.
-AuthorityFile = Annotated[Path, AfterValidator(_trusted)]
-CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-KeyedSecrets = Annotated[tuple[tuple[str, SecretStr], ...], NoDecode, BeforeValidator(_keyed_secrets)]
-
-
-class Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _secrets_may_stand_elsewhere(cls, value: Any, info: ValidationInfo) -> Any:
-        is_secret = info.field_name is not None and holds_secret(cls.model_fields[info.field_name].annotation)
-        return resolve_secret(value) if is_secret and isinstance(value, str) else value
-
-
-class DatabaseSettings(Group):
-    url: SecretStr | None = Field(None, description="`postgresql+asyncpg://…` in production; SQLite in the data dir")
-    max_replicas: PositiveInt = Field(1, description="how many of these servers share the database")
-    tls: Literal["verify", "require", "off"] | None = Field(
-        None,
-        description="to PostgreSQL: `verify` (its certificate and name), `require` (no certificate asked for), `off`; "
-        "none: as the URL's `ssl` says, else where the server offers it",
-    )
-    ca_file: AuthorityFile | None = Field(
-        None, description="with `TLS=verify`: the authority that signed PostgreSQL's certificate; none: the system's"
-    )
-    pooler: Literal["transaction"] | None = Field(None, description="`transaction` behind PgBouncer in that mode")
-
-    @field_validator("url")
-    @classmethod
-    def _driver_is_async(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("postgresql+asyncpg://", "sqlite+aiosqlite://")):
-            raise ValueError("must begin with postgresql+asyncpg:// or sqlite+aiosqlite://")
-        return url
-
-    @field_validator("tls")
-    @classmethod
-    def _tls_is_said_once(cls, tls: str | None, info: ValidationInfo) -> str | None:
-        url: SecretStr | None = info.data.get("url")
-        if tls is not None and url is not None and _TLS_IN_URL.search(url.get_secret_value()):
-            raise ValueError("TIDEGATE_DATABASE__URL says it too: take its ssl= out")
-        return tls
-
-    @field_validator("ca_file")
-    @classmethod
-    def _certificate_is_looked_at(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path is not None and info.data.get("tls") != "verify":
-            raise ValueError("needs TIDEGATE_DATABASE__TLS=verify, which looks at the certificate")
-        return path
-
-
-class RedisSettings(Group):
-    url: SecretStr | None = Field(None, description="`redis://…`; without it stores are in this one process")
-    key_prefix: str = Field("tidegate", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="of every key and channel")
-    ca_file: AuthorityFile | None = Field(
-        None, description="the authority that signed the certificate of `rediss://…`; none: the system's"
-    )
-    cluster: bool = Field(
-        False,
-        description="the URL's server is a node of a Redis Cluster of 7.0 or later, and names the others",
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _scheme_is_known(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
-        return url
-
-    @field_validator("ca_file")
-    @classmethod
-    def _certificate_is_looked_at(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        given: SecretStr | None = info.data.get("url")
-        url = "" if given is None else given.get_secret_value()
-        if path is not None and not url.startswith("rediss://"):
-            raise ValueError("needs TIDEGATE_REDIS__URL to begin with rediss://")
-        if path is not None and _CHECKS_IN_URL.search(url):
-            raise ValueError("TIDEGATE_REDIS__URL says otherwise: take out its ssl_cert_reqs= and ssl_check_hostname=")
-        return path
-
-    @field_validator("cluster")
-    @classmethod
-    def _cluster_has_addresses(cls, cluster: bool, info: ValidationInfo) -> bool:
-        if cluster and "url" in info.data:
-            url = urlsplit(info.data["url"].get_secret_value() if info.data["url"] is not None else "")
-            if url.scheme not in ("redis", "rediss") or url.path not in ("", "/", "/0"):
-                raise ValueError("needs TIDEGATE_REDIS__URL to be redis:// or rediss:// without a database but /0")
-        return cluster
-
-    @property
-    def trusting_url(self) -> str | None:
-        """The URL with the authority to trust, as redis-py reads it there. It holds the password."""
-        if self.url is None or self.ca_file is None:
-            return None if self.url is None else self.url.get_secret_value()
-        url = urlsplit(self.url.get_secret_value())
-        # The first of a name is the one that is read.
-        query = urlencode([("ssl_ca_certs", str(self.ca_file)), *parse_qsl(url.query, keep_blank_values=True)])
-        return urlunsplit(url._replace(query=query))
-
-
 class AuthSettings(Group):
     jwt_keys: KeyedSecrets = Field((), description="`kid:secret,…`: the first signs, all verify; 32 random bytes each")
     api_key_peppers: KeyedSecrets = Field((), description="`kid:secret,…`: the first hashes new API keys, all verify")
+    encryption_keys: KeyedSecrets = Field(
+        (), description="`kid:secret,…`: the first encrypts second factors, all decrypt; without it there are none"
+    )
     jwt_algorithm: Literal["HS256", "EdDSA"] = Field(
         "HS256", description="of access tokens, the one that is accepted; `EdDSA` publishes its public keys as a JWKS"
     )
@@ -182,6 +61,9 @@ class AuthSettings(Group):
     sign_in_idle_days: int = Field(7, ge=1, le=365, description="and for how long at most without being refreshed")
     password_log_in: bool = Field(
         True, description="`false`: people come in by single sign-on alone; passwords are neither taken nor changed"
+    )
+    second_factor: Literal["optional", "required", "admins"] = Field(
+        "optional", description="who needs one of those who sign in by a password: nobody, everybody, or admins alone"
     )
     initial_password_days: int = Field(
         7, ge=1, le=365, description="how long a password that somebody else chose, or that was made up, opens a log-in"
@@ -203,7 +85,7 @@ class AuthSettings(Group):
                 raise ValueError(f"{path} does not begin with a SHA-1 in hexadecimal, one a line and sorted")
         return path
 
-    @field_validator("jwt_keys", "api_key_peppers")
+    @field_validator("jwt_keys", "api_key_peppers", "encryption_keys")
     @classmethod
     def _secrets_are_strong(cls, pairs: tuple[tuple[str, SecretStr], ...]) -> tuple[tuple[str, SecretStr], ...]:
         if len({kid for kid, _ in pairs}) != len(pairs):
@@ -271,6 +153,21 @@ class ServerSettings(Group):
         max_length=255,
         description="the address of that port, such as `127.0.0.1`; else `HOST`",
     )
+    tls_certificate: Path | None = Field(
+        None, description="a PEM file, the chain, its own first: every port speaks https; none: http, for a proxy"
+    )
+    tls_key: KeyFile | None = Field(None, description="a PEM file, the key of that certificate, without a passphrase")
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """What its ports speak."""
+        return "http" if self.tls_certificate is None else "https"
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("TLS_CERTIFICATE and TLS_KEY are given together")
+        return self
 
     @model_validator(mode="after")
     def _ports_are_two(self) -> Self:
@@ -350,6 +247,9 @@ class SingleSignOnSettings(Group):
     member_groups: CommaSeparated = Field((), description="groups whose people are members; none: everyone is")
     workspace: str = Field("default", min_length=1, max_length=128, description="the workspace of new users")
     label: str = Field("single sign-on", min_length=1, max_length=64, description="what the page calls it")
+    min_rsa_bits: int = Field(
+        2048, ge=2048, le=16384, description="the smallest RSA keys by which it may sign; 3072 and more have 128 bits"
+    )
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

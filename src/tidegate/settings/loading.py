@@ -11,9 +11,9 @@ every faulty variable at once. Nothing is read at import.
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import Field, ValidationError
@@ -34,7 +34,7 @@ from tidegate.settings.groups import (
     SingleSignOnSettings,
 )
 from tidegate.settings.logs import LogsSettings
-from tidegate.settings.references import holds_secret, is_open_to_others
+from tidegate.settings.references import holds_secret, is_open_to_others, names_secret_file
 from tidegate.settings.rules import faults_everywhere, production_advice, production_faults
 from tidegate.settings.tracing import TracingSettings
 
@@ -157,10 +157,12 @@ def wants_colours() -> bool:
 def setting_advice(settings: Settings, environ: Mapping[str, str] | None = None) -> list[str]:
     """One line for each thing that is worth a warning at start: files of secrets that others may read, and so on."""
     variables = os.environ if environ is None else environ
+    given = [(name, variables.get(name, "")) for name in _variables_where(holds_secret)]
+    given += [(name, f"file:{variables[name]}") for name in _variables_where(names_secret_file) if variables.get(name)]
     told = [
-        f"{name}: every user of this machine may read {variables[name]}; chmod 600 it"
-        for name in _secret_variables()
-        if is_open_to_others(variables.get(name, ""))
+        f"{name}: every user of this machine may read {reference}; chmod 600 it"
+        for name, reference in given
+        if is_open_to_others(reference)
     ]
     return told + (production_advice(settings) if settings.in_production else [])
 
@@ -192,13 +194,14 @@ def variable_names() -> dict[str, str]:
     return names
 
 
-def _secret_variables() -> list[str]:
+def _variables_where(is_so: Callable[[Any], bool]) -> list[str]:
+    """Those of groups whose type is of this kind."""
     return [
         f"{PREFIX}{name}__{inner}".upper()
         for name, field in Settings.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, Group)
         for inner, inner_field in field.annotation.model_fields.items()
-        if holds_secret(inner_field.annotation)
+        if is_so(inner_field.annotation)
     ]
 
 

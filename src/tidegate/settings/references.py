@@ -6,12 +6,18 @@ back into the environment, so that children and `/proc` see the reference alone.
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from pydantic import SecretStr
 
 REFERENCES: Final = ("env:", "file:")
+
+
+@dataclass(frozen=True)
+class SecretFile:
+    """Marks a setting that names a file in which a secret stands."""
 
 
 def is_reference(value: str) -> bool:
@@ -55,6 +61,11 @@ def is_open_to_others(reference: str) -> bool:
 def holds_secret(annotation: Any) -> bool:
     """Whether a setting of this type is a secret, or holds some."""
     return annotation is SecretStr or any(holds_secret(part) for part in get_args(annotation))
+
+
+def names_secret_file(annotation: Any) -> bool:
+    """Whether a setting of this type names a file in which a secret stands."""
+    return isinstance(annotation, SecretFile) or any(names_secret_file(part) for part in get_args(annotation))
 
 
 def _found(reference: str) -> str:

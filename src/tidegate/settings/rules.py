@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from tidegate.settings.clear_text import says_tls
 from tidegate.settings.hosts import database_hosts, host_of, is_loopback, is_private
 from tidegate.settings.secrets import MINIMUM_BITS, entropy_bits, key_weakness, placeholder, weakness
 
@@ -42,7 +43,8 @@ def production_faults(settings: "Settings") -> list[str]:
 
 def production_advice(settings: "Settings") -> list[str]:
     """What is not refused, since a network of one's own may make it right, and is worth a line in the log."""
-    return [*_database_advice(settings), *_redis_advice(settings), *_tracing_advice(settings)]
+    rules = (_listening_advice, _database_advice, _redis_advice, _tracing_advice)
+    return [line for rule in rules for line in rule(settings)]
 
 
 def _sign_in(settings: "Settings") -> Iterator[str]:
@@ -73,8 +75,15 @@ def _stores(settings: "Settings") -> Iterator[str]:
 
 
 def _strong_secrets(settings: "Settings") -> Iterator[str]:
-    for name, keys in (("JWT_KEYS", settings.auth.jwt_keys), ("API_KEY_PEPPERS", settings.auth.api_key_peppers)):
-        if not keys:
+    auth = settings.auth
+    # Without them nobody can set up a second factor, which nobody need do then.
+    needs_encryption = auth.second_factor != "optional"
+    for name, keys, is_needed in (
+        ("JWT_KEYS", auth.jwt_keys, True),
+        ("API_KEY_PEPPERS", auth.api_key_peppers, True),
+        ("ENCRYPTION_KEYS", auth.encryption_keys, needs_encryption),
+    ):
+        if not keys and is_needed:
             yield f"TIDEGATE_AUTH__{name}: needed in production: 1:SECRET; {_MAKE_ONE}"
         for kid, secret in keys:
             written = secret.get_secret_value()
@@ -107,6 +116,8 @@ def _secrets(settings: "Settings") -> Iterator[tuple[str, str]]:
         yield "TIDEGATE_AUTH__JWT_KEYS", key.get_secret_value()
     for _, key in settings.auth.api_key_peppers:
         yield "TIDEGATE_AUTH__API_KEY_PEPPERS", key.get_secret_value()
+    for _, key in settings.auth.encryption_keys:
+        yield "TIDEGATE_AUTH__ENCRYPTION_KEYS", key.get_secret_value()
     for variable, secret in (
         ("TIDEGATE_ALERTS__WEBHOOK_SECRET", settings.alerts.webhook_secret),
         ("TIDEGATE_MAIL__SMTP_PASSWORD", settings.mail.smtp_password),
@@ -175,7 +186,7 @@ def _public_url(settings: "Settings") -> Iterator[str]:
         if needs:
             yield f"TIDEGATE_HTTP__PUBLIC_URL: needed for {' and '.join(needs)}: https://gateway.example.com"
     elif url.startswith("http://") and not is_loopback(host_of(url)):
-        yield "TIDEGATE_HTTP__PUBLIC_URL: tokens would travel in the clear; use https://, by a proxy that speaks TLS"
+        yield "TIDEGATE_HTTP__PUBLIC_URL: tokens would travel in the clear; use https://"
 
 
 def _elsewhere(settings: "Settings") -> Iterator[str]:
@@ -188,7 +199,7 @@ def _elsewhere(settings: "Settings") -> Iterator[str]:
     if sends_password and mail.smtp_security == "none" and not is_loopback(mail.smtp_host or ""):
         yield "TIDEGATE_MAIL__SMTP_SECURITY: the password would travel in the clear; use starttls or tls"
     database_url = settings.database_url
-    is_unchosen = settings.database.tls is None and not _says_tls(database_url)
+    is_unchosen = settings.database.tls is None and not says_tls(database_url)
     if not settings.on_sqlite and is_unchosen and not all(map(is_private, database_hosts(database_url))):
         yield (
             "TIDEGATE_DATABASE__TLS: the server is beyond private networks: choose verify (see TIDEGATE_DATABASE__"
@@ -210,14 +221,34 @@ def _logs(settings: "Settings") -> Iterator[str]:
         yield "TIDEGATE_LOG_LEVEL: debug shows what libraries send and get; use info in production"
 
 
+def _listening_advice(settings: "Settings") -> Iterator[str]:
+    """An ingress may be in front that no setting names: whether that is so is not for us to know."""
+    server = settings.server
+    if server.tls_certificate is not None or settings.http.trusted_proxies:
+        return
+    management = server.management_host or server.host
+    for variable, host in (
+        ("TIDEGATE_SERVER__HOST", server.host),
+        ("TIDEGATE_SERVER__MANAGEMENT_HOST", management if server.management_port is not None else server.host),
+    ):
+        if not is_loopback(host):
+            yield (
+                f"{variable}: keys and answers travel in the clear beyond this machine: set TIDEGATE_SERVER__"
+                "TLS_CERTIFICATE and TIDEGATE_SERVER__TLS_KEY, or put a proxy that speaks TLS in front and name it in "
+                "TIDEGATE_HTTP__TRUSTED_PROXIES"
+            )
+            return
+
+
 def _database_advice(settings: "Settings") -> Iterator[str]:
     url = settings.database_url
     hosts = database_hosts(url)
     if settings.on_sqlite or not hosts:
         return
-    if not _has_password(url):
+    is_known_otherwise = settings.database.password_file is not None or settings.database.cert_file is not None
+    if not _has_password(url) and not is_known_otherwise:
         yield "TIDEGATE_DATABASE__URL: it has no password; give the role one unless the server knows it otherwise"
-    if all(map(is_loopback, hosts)) or _says_tls(url) or settings.database.tls == "verify":
+    if all(map(is_loopback, hosts)) or says_tls(url) or settings.database.tls == "verify":
         return
     if settings.database.tls is None:
         yield (
@@ -242,10 +273,6 @@ def _tracing_advice(settings: "Settings") -> Iterator[str]:
 def _is_open(url: str) -> bool:
     """Whether what is sent there can be read beyond private networks."""
     return url.startswith("http://") and not is_private(host_of(url))
-
-
-def _says_tls(url: str) -> bool:
-    return re.search(r"[?&]ssl=(require|verify-ca|verify-full)\b", url) is not None
 
 
 def _has_password(url: str) -> bool:

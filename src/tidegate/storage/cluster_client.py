@@ -16,8 +16,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from tidegate.storage.password_file import PasswordFile
 from tidegate.storage.pipeline_cluster import PipelinedCluster
-from tidegate.storage.pipeline_wire import Argument, ScriptError, StoreGone
+from tidegate.storage.pipeline_wire import Address, Argument, ScriptError, StoreGone
 
 COMMAND_WITHIN_S = 1.0
 
@@ -48,10 +49,15 @@ class ClusterClient:
     Commands raise `redis.RedisError`.
     """
 
-    def __init__(self, url: str, *, client_name: str, connect_timeout_s: float) -> None:
+    def __init__(
+        self, url: str, *, client_name: str, connect_timeout_s: float, password_file: PasswordFile | None = None
+    ) -> None:
         """Raises `ValueError` where the URL cannot be read."""
         self._url = url
-        self._cluster = PipelinedCluster(url, client_name=client_name, scripts={}, connect_timeout_s=connect_timeout_s)
+        address = Address.of(url, password_file)
+        self._cluster = PipelinedCluster(
+            address, client_name=client_name, scripts={}, connect_timeout_s=connect_timeout_s
+        )
         self._open = AsyncExitStack()
         self._opening: asyncio.Task[None] | None = None
 

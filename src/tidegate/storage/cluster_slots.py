@@ -53,7 +53,7 @@ async def ask_slots(address: Address, *, client_name: str, within_s: float) -> l
     wire = Wire(silent_s=within_s, on_lost=lambda _: None)
     try:
         await address.dial(lambda: wire)
-        answers = await ask_all(wire, [*address.greeting(client_name), ASK_SLOTS])
+        answers = await ask_all(wire, [*await address.greeting(client_name), ASK_SLOTS])
     finally:
         wire.lose("it was asked")
     return ranges_of(answers[-1], address.host)

@@ -27,8 +27,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from tidegate.errors import Unavailable
+from tidegate.storage.database_login import DatabaseLogin
 from tidegate.storage.sqlite import connect
-from tidegate.storage.tls import ConnectTls
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 15.0
@@ -73,11 +73,17 @@ class Database:
 
     @classmethod
     async def open(
-        cls, url: str, *, pool_size: int = 5, max_overflow: int = 5, tls: ConnectTls = None, pooler: Pooler = None
+        cls,
+        url: str,
+        *,
+        pool_size: int = 5,
+        max_overflow: int = 5,
+        login: DatabaseLogin | None = None,
+        pooler: Pooler = None,
     ) -> Self:
         """An engine for this URL. It connects when first used: a database that is down does not stop the start."""
         pool = {"pool_size": pool_size, "max_overflow": max_overflow}
-        return cls(create_engine(make_url(url), tls=tls, pooler=pooler, **pool))
+        return cls(create_engine(make_url(url), login=login, pooler=pooler, **pool))
 
     @property
     def engine(self) -> AsyncEngine:
@@ -129,7 +135,7 @@ def create_engine(
     *,
     command_timeout_s: float | None = COMMAND_TIMEOUT_S,
     busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S,
-    tls: ConnectTls = None,
+    login: DatabaseLogin | None = None,
     pooler: Pooler = None,
     **pool: Any,
 ) -> AsyncEngine:
@@ -143,8 +149,8 @@ def create_engine(
         # A connection may have died with a server that was restarted; a file's connection does not.
         shared["pool_pre_ping"] = "poolclass" not in pool
         arguments: dict[str, Any] = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": command_timeout_s}
-        if tls is not None:
-            arguments["ssl"] = tls
+        if login is not None:
+            arguments["async_creator_fn"] = login.connect
         # The server's own bound ends what a cancelled task left running there.
         statement_timeout_ms = round((command_timeout_s or 0) * 1000)
         connected = _pooled if pooler else _connected

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from tidegate.storage.database import create_engine
-from tidegate.storage.tls import ConnectTls
+from tidegate.storage.database_login import DatabaseLogin
 
 _LOOK_EVERY_S = 0.3
 _LOOK_WITHIN_S = 2.0
@@ -39,11 +39,11 @@ class LockHolders:
     'process 4242 (user app, application psql, idle in transaction, for 63 s)'
     """
 
-    def __init__(self, location: URL, tls: ConnectTls = None) -> None:
+    def __init__(self, location: URL, login: DatabaseLogin | None = None) -> None:
         self.waiting: int | None = None
         self.told = ""
         self._location = location
-        self._tls = tls
+        self._login = login
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -61,7 +61,7 @@ class LockHolders:
 
     async def _watch(self) -> None:
         limits: dict[str, Any] = {"command_timeout_s": _LOOK_WITHIN_S, "poolclass": NullPool}
-        engine = create_engine(self._location, tls=self._tls, pooler="transaction", **limits)
+        engine = create_engine(self._location, login=self._login, pooler="transaction", **limits)
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             if self.waiting is None:

@@ -30,8 +30,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from tidegate.storage.database import SQLITE_BEGIN, Database, create_engine
+from tidegate.storage.database_login import DatabaseLogin
 from tidegate.storage.lock_holders import LockHolders
-from tidegate.storage.tls import ConnectTls
 from tidegate.telemetry.logging import get_logger
 
 SCRIPTS = Path(__file__).parent / "migrations"
@@ -59,13 +59,13 @@ class SchemaBehind(Exception):
         self.revisions = revisions
 
 
-async def migrate(url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S, tls: ConnectTls = None) -> list[str]:
+async def migrate(url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S, login: DatabaseLogin | None = None) -> list[str]:
     """Brings the database to head; returns the revisions that were applied, oldest first.
 
     Raises `MigrationFailed` where others hold a lock that is needed for longer than `lock_timeout_s`.
     """
     location = make_url(url)
-    holders = LockHolders(location, tls)
+    holders = LockHolders(location, login)
     give_up_at = time.monotonic() + lock_timeout_s
 
     def upgrade(connection: Connection) -> list[str]:
@@ -80,7 +80,7 @@ async def migrate(url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S, tls: Conn
     async with holders.watched():
         while True:
             try:
-                return await _on(location, upgrade, begin="BEGIN IMMEDIATE", lock_timeout_s=lock_timeout_s, tls=tls)
+                return await _on(location, upgrade, begin="BEGIN IMMEDIATE", lock_timeout_s=lock_timeout_s, login=login)
             except DBAPIError as error:
                 if not _is_lock_timeout(error):
                     raise
@@ -92,17 +92,17 @@ async def migrate(url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S, tls: Conn
             await asyncio.sleep(_RETRY_S[location.get_backend_name()])
 
 
-async def pending(url: str, *, tls: ConnectTls = None) -> list[str]:
+async def pending(url: str, *, login: DatabaseLogin | None = None) -> list[str]:
     """The revisions that the database lacks, oldest first; empty where it is at head or newer."""
     location = make_url(url)
     if location.get_backend_name() == "sqlite" and not await asyncio.to_thread(_file_exists, location):
         return _missing(())
-    return await _on(location, lambda connection: _missing(_current(connection)), tls=tls)
+    return await _on(location, lambda connection: _missing(_current(connection)), login=login)
 
 
-async def newer_revision(url: str, *, tls: ConnectTls = None) -> str | None:
+async def newer_revision(url: str, *, login: DatabaseLogin | None = None) -> str | None:
     """The revision of the database where it is a newer version's, and this one does not know it."""
-    return await _on(make_url(url), lambda connection: _unknown(_current(connection)), tls=tls)
+    return await _on(make_url(url), lambda connection: _unknown(_current(connection)), login=login)
 
 
 async def is_at_head(database: Database) -> bool:
@@ -212,14 +212,14 @@ async def _on(
     *,
     begin: str = "BEGIN",
     lock_timeout_s: float = LOCK_TIMEOUT_S,
-    tls: ConnectTls = None,
+    login: DatabaseLogin | None = None,
 ) -> Result:
     """Runs `work` in one transaction of a connection of its own, without a bound on how long a statement takes.
 
     `begin` is the statement that SQLite begins with.
     """
     limits: dict[str, Any] = {"command_timeout_s": None, "busy_timeout_s": lock_timeout_s, "poolclass": NullPool}
-    engine = create_engine(location, tls=tls, pooler="transaction", **limits)
+    engine = create_engine(location, login=login, pooler="transaction", **limits)
     if location.get_backend_name() == "sqlite":
         # A table is changed by being copied and dropped; with the checks on, the drop would delete what refers to it.
         event.listen(engine.sync_engine, "connect", lambda raw, _record: raw.execute("PRAGMA foreign_keys=OFF").close())

@@ -304,7 +304,7 @@ class PipelinedRedis(_KeptConnection):
         self._wire.hand(command, taker, lambda: pack(("EVAL", script.source, 1, key, op, payload, self._server.run_id)))
 
     async def _greet(self, wire: Wire) -> None:
-        greeting = self._address.greeting(self._client_name)
+        greeting = await self._address.greeting(self._client_name)
         loads: list[tuple[Argument, ...]] = [("SCRIPT", "LOAD", script.source) for script in self._scripts.values()]
         answers = await ask_all(wire, [*greeting, ("INFO", "server"), ("INFO", "replication"), *loads])
         about = _fields(answers[len(greeting)]) | _fields(answers[len(greeting) + 1])
@@ -345,7 +345,7 @@ class Subscription(_KeptConnection):
     @asynccontextmanager
     async def running(
         cls,
-        url: str,
+        url: str | Address,
         client_name: str,
         channels: Sequence[str],
         on_message: Callable[[str, bytes], None],
@@ -364,7 +364,7 @@ class Subscription(_KeptConnection):
             yield heard
 
     async def _greet(self, wire: Wire) -> None:
-        greeting = self._address.greeting(self._client_name)
+        greeting = await self._address.greeting(self._client_name)
         # One channel a command: SUBSCRIBE is answered once for each channel.
         await ask_all(wire, [*greeting, *(("SUBSCRIBE", channel) for channel in self._channels)])
 

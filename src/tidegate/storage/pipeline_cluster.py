@@ -73,7 +73,7 @@ class PipelinedCluster:
 
     def __init__(
         self,
-        url: str,
+        url: str | Address,
         *,
         client_name: str,
         scripts: Mapping[str, str],
@@ -84,7 +84,7 @@ class PipelinedCluster:
         self.on_connected: list[Callable[[], None]] = []
         self.on_lost: list[Callable[[], None]] = []
         self.redirects = 0
-        self._seed = Address.of(url)
+        self._seed = url if isinstance(url, Address) else Address.of(url)
         self._scripts = scripts
         self._client_name = client_name
         self._connect_timeout_s = connect_timeout_s
@@ -103,7 +103,7 @@ class PipelinedCluster:
     @asynccontextmanager
     async def running(
         cls,
-        url: str,
+        url: str | Address,
         *,
         client_name: str,
         scripts: Mapping[str, str],

@@ -16,12 +16,16 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
 import aiohappyeyeballs
 import hiredis
 from redis.asyncio.connection import RedisSSLContext, SSLConnection, parse_url
 from redis.exceptions import RedisError
+
+from tidegate.storage.password_file import PasswordFile
+from tidegate.storage.tls import Tls
 
 MOST_UNANSWERED = 10_000
 MOST_UNSENT_BYTES = 8 * 1024 * 1024
@@ -273,17 +277,18 @@ class Address:
     db: int
     username: str | None = field(repr=False)
     password: str | None = field(repr=False)
-    tls: RedisSSLContext | None = field(repr=False)
+    tls: Tls | None = field(repr=False)
+    # In place of the password, and read for each connection.
+    password_file: PasswordFile | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, url: str) -> Self:
+    def of(cls, url: str, password_file: PasswordFile | None = None) -> Self:
         """Raises `ValueError`, without the URL or a part of it: any may be of the password."""
         try:
             options = cast("dict[str, Any]", parse_url(url))
             tls = None
             if options.get("connection_class") is SSLConnection:
-                named = {name[4:]: value for name, value in options.items() if name.startswith("ssl_")}
-                tls = RedisSSLContext(**{"cert_reqs": "required", "check_hostname": True, **named})
+                tls = _tls({name[4:]: value for name, value in options.items() if name.startswith("ssl_")})
             return cls(
                 host=options.get("host", "localhost"),
                 port=int(options.get("port", 6379)),
@@ -292,6 +297,7 @@ class Address:
                 username=options.get("username"),
                 password=options.get("password"),
                 tls=tls,
+                password_file=password_file,
             )
         except (ValueError, TypeError, RedisError):
             raise ValueError("the URL of Redis cannot be read") from None
@@ -302,7 +308,7 @@ class Address:
         if self.path is not None:
             await loop.create_unix_connection(protocol, self.path)
             return
-        tls = None if self.tls is None else self.tls.get()
+        tls = None if self.tls is None else await self.tls.current()
         addresses = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_AFTER_S, loop=loop)
         try:
@@ -316,16 +322,30 @@ class Address:
             sock.close()
             raise
 
-    def greeting(self, client_name: str) -> list[tuple[Argument, ...]]:
-        """The first commands of a connection. PING is answered with an error by a server that cannot serve yet."""
+    async def greeting(self, client_name: str) -> list[tuple[Argument, ...]]:
+        """The first commands of a connection. PING is answered with an error by a server that cannot serve yet.
+
+        Raises `OSError` where the file of the password cannot be used.
+        """
+        password = self.password if self.password_file is None else await self.password_file.read()
         commands: list[tuple[Argument, ...]] = []
         if self.username:
-            commands.append(("AUTH", self.username, self.password or ""))
-        elif self.password:
-            commands.append(("AUTH", self.password))
+            commands.append(("AUTH", self.username, password or ""))
+        elif password:
+            commands.append(("AUTH", password))
         if self.db:
             commands.append(("SELECT", self.db))
         return [*commands, ("CLIENT", "SETNAME", client_name), ("PING",)]
+
+
+def _tls(named: dict[str, Any]) -> Tls:
+    """The context that redis-py would make of what a URL says."""
+    # Without a passphrase OpenSSL would ask for it at the terminal.
+    named = {"cert_reqs": "required", "check_hostname": True, "password": "", **named}
+    # What it cannot read is told now.
+    RedisSSLContext(**named)
+    files = [Path(named[name]) for name in ("ca_certs", "certfile", "keyfile") if named.get(name)]
+    return Tls(lambda: RedisSSLContext(**named).get(), files)
 
 
 Dial = Callable[[Callable[[], asyncio.Protocol]], Awaitable[None]]

@@ -7,16 +7,23 @@ before it is used. Keys carry the deployment's prefix and a hash tag, so that ea
 
 import functools
 import uuid
+from typing import Any, cast
 
 import anyio
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.driver_info import DriverInfo
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from tidegate.settings import Settings
 from tidegate.storage.cluster_client import ClusterClient
+from tidegate.storage.password_file import PasswordFile, PasswordUnreadable
+from tidegate.storage.pipeline_wire import Address
+from tidegate.storage.tls import Tls
 
 MOST_CONNECTIONS = 16
 CONNECT_TIMEOUT_S = 1.0
@@ -44,26 +51,76 @@ def open_redis(settings: Settings, *, max_connections: int = MOST_CONNECTIONS) -
     if settings.redis.cluster:
         # What listens at a master is opened later, on a loop that serves.
         _driver()
-        return ClusterClient(url, client_name=settings.redis.key_prefix, connect_timeout_s=CONNECT_TIMEOUT_S)
+        return ClusterClient(
+            url,
+            client_name=settings.redis.key_prefix,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            password_file=_password_file(settings),
+        )
     return open_server(settings, url, max_connections=max_connections)
 
 
 def open_server(settings: Settings, url: str, *, max_connections: int = MOST_CONNECTIONS) -> Redis:
     """The client of one server, at this URL: also of one master of a cluster."""
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=max_connections,
-        timeout=POOL_TIMEOUT_S,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        health_check_interval=IDLE_CHECK_S,
-        retry=Retry(NoBackoff(), 0),
+    address = Address.of(url, _password_file(settings))
+    options: dict[str, Any] = {
+        "max_connections": max_connections,
+        "timeout": POOL_TIMEOUT_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "health_check_interval": IDLE_CHECK_S,
+        "retry": Retry(NoBackoff(), 0),
         # Where these are on (the default), a pooled connection that the server has closed is used all the same.
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        client_name=settings.redis.key_prefix,
-        driver_info=_driver(),
-    )
-    return Redis.from_pool(pool)
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "client_name": settings.redis.key_prefix,
+        "driver_info": _driver(),
+        **cast("dict[str, Any]", parse_url(url)),
+    }
+    if address.tls is not None:
+        options |= {"connection_class": _TlsConnection, "tls": address.tls}
+    if address.password_file is not None:
+        # redis-py takes a name or a provider of credentials, not both.
+        options["credential_provider"] = _FromFile(options.pop("username", None), address.password_file)
+    return Redis.from_pool(BlockingConnectionPool(**options))
+
+
+def redis_address(settings: Settings) -> Address | None:
+    """Where the gate's own connections go, and as whom; None where no Redis is configured."""
+    url = settings.redis.trusting_url
+    return None if url is None else Address.of(url, _password_file(settings))
+
+
+class _TlsConnection(SSLConnection):
+    """By the context of now: redis-py keeps the one that each connection began with, and makes it on the loop."""
+
+    def __init__(self, *, tls: Tls, **options: Any) -> None:
+        super().__init__(**options)
+        self._tls = tls
+
+    async def _connect(self) -> None:
+        self.ssl_context.context = await self._tls.current()
+        await super()._connect()  # type: ignore[no-untyped-call]
+
+
+class _FromFile(CredentialProvider):
+    """As whom redis-py logs in with a new connection, by the password of then."""
+
+    def __init__(self, username: str | None, file: PasswordFile) -> None:
+        self._username = username
+        self._file = file
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        try:
+            password = await self._file.read()
+        except PasswordUnreadable as unreadable:
+            # redis-py closes a connection behind its own errors alone.
+            raise RedisConnectionError(str(unreadable)) from None
+        return (self._username, password) if self._username else (password,)
+
+
+def _password_file(settings: Settings) -> PasswordFile | None:
+    path = settings.redis.password_file
+    return None if path is None else PasswordFile(path, "TIDEGATE_REDIS__PASSWORD_FILE")
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from tidegate import __version__
 from tidegate.settings.tracing import TracingSettings
 from tidegate.telemetry.logging import get_logger
 from tidegate.telemetry.tracing import Span, Tracer
+from tidegate.tls import client_context
 
 # About 2 KB each.
 MOST_WAITING = 4096
@@ -107,7 +108,7 @@ class Exporter:
 
     def _run(self) -> None:
         try:
-            with httpx2.Client(trust_env=False, follow_redirects=False) as client:
+            with httpx2.Client(verify=client_context(), trust_env=False, follow_redirects=False) as client:
                 pause_s = 0.0
                 while not self._leaving.is_set():
                     # In a pause nothing wakes it but the end.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from tidegate.tls import client_context
 from tidegate.upstream.addresses import Find, find_addresses
 from tidegate.upstream.http11 import Http11Connection
 from tidegate.upstream.network import connect
@@ -120,7 +121,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
     async def _secure(self) -> ssl.SSLContext:
         # Reading the authorities takes 30 ms: only where something is secure, and never on the loop.
         if self._ssl_context is None:
-            self._ssl_context = await asyncio.to_thread(httpx2.create_ssl_context, trust_env=False)
+            self._ssl_context = await asyncio.to_thread(client_context)
         self._ssl_context.set_alpn_protocols(["http/1.1"])
         return self._ssl_context
 

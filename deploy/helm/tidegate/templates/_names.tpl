@@ -43,3 +43,7 @@ secret:
   # Readable by the group that the pod runs as, and by nobody else.
   defaultMode: 0440
 {{- end }}
+
+{{- define "tidegate.scheme" -}}
+{{ ternary "HTTPS" "HTTP" (ne .Values.tls.secretName "") }}
+{{- end }}

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from tidegate.accounts.mailed import letters
-from tidegate.accounts.mailed.passwords import UsersPasswords
+from tidegate.accounts.mailed.passwords import Current, UsersPasswords
 from tidegate.accounts.mailed.tokens import add_token, find_live, rename_maker, take, unusable, withdraw_of_user
 from tidegate.accounts.models import MailedToken, User
 from tidegate.accounts.service import locked_user, of_user
@@ -26,7 +26,7 @@ from tidegate.storage.database import Database
 class AddressChanges:
     """Changes of users' addresses. `changed` is awaited with a user's id after their sign-ins ended.
 
-    >>> await changes.ask(caller, "new@example.com", "the current password", actor)
+    >>> await changes.ask(caller, "new@example.com", Current("the current password"), actor)
     >>> await changes.confirm(token, actor)
     """
 
@@ -38,15 +38,13 @@ class AddressChanges:
         self._post = post
         self._changed = changed
 
-    async def ask(self, caller: Principal, email: str, current_password: str, actor: Actor) -> None:
+    async def ask(self, caller: Principal, email: str, current: Current, actor: Actor) -> None:
         """Sends a link to the new address, and a notice to the old.
 
-        Raises `InvalidRequest` for a wrong password or the address that it is already, `MailRefused` where no e-mail
-        can be sent.
+        Raises `InvalidRequest` for a wrong password or code, or the address that it is already, `MailRefused` where no
+        e-mail can be sent.
         """
-        user = await self._passwords.require_password(
-            caller, current_password, actor, Event("account.email_change_asked")
-        )
+        user = await self._passwords.require_password(caller, current, actor, Event("account.email_change_asked"))
         email = email.lower()
         if user.email == email:
             raise InvalidRequest("This is the address of your account already.", param="email")

@@ -18,6 +18,7 @@ from tidegate.accounts.mailed.schemas import (
     PasswordChange,
     Reset,
 )
+from tidegate.accounts.second_factor.dependencies import SecondFactorsDep
 from tidegate.accounts.sign_ins.dependencies import UserChangedDep
 from tidegate.accounts.users.dependencies import PasswordsDep
 from tidegate.audit.dependencies import ActorDep
@@ -36,9 +37,13 @@ EmailChangeBody = Annotated[EmailChange, Depends(SensitiveRoute("change-email", 
 
 
 def get_users_passwords(
-    database: DatabaseDep, passwords: PasswordsDep, post: PostDep, changed: UserChangedDep
+    database: DatabaseDep,
+    passwords: PasswordsDep,
+    second_factors: SecondFactorsDep,
+    post: PostDep,
+    changed: UserChangedDep,
 ) -> UsersPasswords:
-    return UsersPasswords(database, passwords, post, changed=changed)
+    return UsersPasswords(database, passwords, second_factors, post, changed=changed)
 
 
 UsersPasswordsDep = Annotated[UsersPasswords, Depends(get_users_passwords)]

@@ -50,14 +50,13 @@ async def change_password(
     body: PasswordChangeBody, caller: UserCaller, actor: ActorDep, users_passwords: UsersPasswordsDep
 ) -> None:
     """Changes the caller's password, and ends their other sign-ins within a second. API keys stay."""
-    current, password = body.current_password.get_secret_value(), body.password.get_secret_value()
-    await users_passwords.change(caller, current, password, actor)
+    await users_passwords.change(caller, body.current, body.password.get_secret_value(), actor)
 
 
 @auth.post("/email", status_code=status.HTTP_202_ACCEPTED, dependencies=[BY_PASSWORD])
 async def change_email(body: EmailChangeBody, caller: UserCaller, actor: ActorDep, changes: AddressChangesDep) -> Taken:
     """Sends a link to the new address, and a notice to the old. The address is the account's once it is confirmed."""
-    await changes.ask(caller, body.email, body.current_password.get_secret_value(), actor)
+    await changes.ask(caller, body.email, body.current, actor)
     return Taken()
 
 

@@ -57,3 +57,40 @@ def email_change_asked(to: str, new: str) -> Message:
 def email_changed(to: str, new: str) -> Message:
     said = f"The address of your account is {new} now, and your sign-ins have ended."
     return Message("email_changed", to, "Your address at Tidegate was changed", (said, _ASK))
+
+
+def second_factor_on(to: str) -> Message:
+    said = "Logging in to your account by its password takes a code of your authenticator app from now on."
+    more = "Your sign-ins elsewhere have ended. Keep your recovery codes where you find them without that app."
+    return Message("second_factor_on", to, "Your Tidegate account has a second factor", (said, more, _ASK))
+
+
+def second_factor_off(to: str) -> Message:
+    said = "The second factor of your account was turned off: your password alone opens it now."
+    return Message("second_factor_off", to, "The second factor of your Tidegate account is off", (said, _ASK))
+
+
+def second_factor_reset(to: str) -> Message:
+    said = "An admin took the second factor of your account away, and your sign-ins have ended."
+    todo = (
+        "Your password alone opens it now: log in, and set up another. If you did not ask for this, tell them at once."
+    )
+    return Message("second_factor_reset", to, "The second factor of your Tidegate account was reset", (said, todo))
+
+
+def recovery_code_used(to: str) -> Message:
+    said = "A recovery code stood for the second factor of your account. It works no more."
+    return Message("recovery_code_used", to, "A recovery code of your Tidegate account was used", (said, _ASK))
+
+
+def recovery_codes_replaced(to: str) -> Message:
+    said = "Your account has new recovery codes, and the old ones work no more."
+    return Message("recovery_codes_replaced", to, "Your Tidegate account has new recovery codes", (said, _ASK))
+
+
+def codes_are_guessed(to: str) -> Message:
+    said = "Somebody who knows the password of your account wrote ten wrong codes of your second factor in a row."
+    todo = (
+        "If that was not you, change your password now. After a hundred of them only a recovery code opens the account."
+    )
+    return Message("codes_are_guessed", to, "Wrong codes for your Tidegate account", (said, todo))

@@ -5,7 +5,7 @@ token and the e-mail are one errand of the outbox, put for every address alike. 
 link that was sent before it.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from sqlalchemy import exists, select
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tidegate.accounts.mailed import letters
 from tidegate.accounts.mailed.tokens import add_token, find_live, take, unusable, withdraw_of_user
 from tidegate.accounts.models import Identity, MailedToken, User
+from tidegate.accounts.second_factor.service import SecondFactors
 from tidegate.accounts.service import locked_user, of_user, replace_password
 from tidegate.audit.trail import Actor, Event, Subject, note, write
 from tidegate.auth.passwords import Passwords
@@ -26,6 +27,14 @@ from tidegate.mail.post import Post
 from tidegate.storage.database import Database
 
 
+@dataclass(frozen=True, slots=True)
+class Current:
+    """What a signed-in user proves who they are by. The code is of a second factor."""
+
+    password: str = field(repr=False)
+    code: str | None = field(default=None, repr=False)
+
+
 class UsersPasswords:
     """The passwords of a database's users. `changed` is awaited with a user's id after their sign-ins ended.
 
@@ -34,10 +43,17 @@ class UsersPasswords:
     """
 
     def __init__(
-        self, database: Database, passwords: Passwords, post: Post, *, changed: Changed = nothing_changed
+        self,
+        database: Database,
+        passwords: Passwords,
+        second_factors: SecondFactors,
+        post: Post,
+        *,
+        changed: Changed = nothing_changed,
     ) -> None:
         self._database = database
         self._passwords = passwords
+        self._second_factors = second_factors
         self._post = post
         self._changed = changed
 
@@ -68,11 +84,11 @@ class UsersPasswords:
         await self._changed(user.id)
         self._post.outbox.say(letters.password_changed(user.email))
 
-    async def change(self, caller: Principal, current: str, password: str, actor: Actor) -> None:
+    async def change(self, caller: Principal, current: Current, password: str, actor: Actor) -> None:
         """Sets a new password of a signed-in user, and ends their other sign-ins.
 
-        Raises `InvalidRequest` for a wrong current password, `ValidationFailed` for a new one that is short, common or
-        the one that was given to begin with, `Conflict` where it was changed at the same moment.
+        Raises `InvalidRequest` for a wrong current password or code, `ValidationFailed` for a new one that is short,
+        common or the one that was given to begin with, `Conflict` where it was changed at the same moment.
         """
         user = await self.require_password(caller, current, actor, Event("account.password_changed"))
         password_hash = await self._choose(user, password)
@@ -85,20 +101,22 @@ class UsersPasswords:
         await self._changed(user.id)
         self._post.outbox.say(letters.password_changed(user.email))
 
-    async def require_password(self, caller: Principal, current: str, actor: Actor, event: Event) -> User:
-        """The signed-in user, who knows their password. `event` is what is written down where they do not.
+    async def require_password(self, caller: Principal, current: Current, actor: Actor, event: Event) -> User:
+        """The signed-in user, who knows their password, and has a code where they have a second factor.
 
-        Raises `InvalidRequest`.
+        `event` is what is written down where they do not. Raises `InvalidRequest`.
         """
         assert caller.user_id is not None
+        await self._second_factors.require_code(caller.user_id, current.code)
         async with self._database.session() as session:
             user = await session.get_one(User, caller.user_id)
-        verdict = await self._passwords.verify(current, user.password_hash)
-        if not verdict.is_right:
+        verdict = await self._passwords.verify(current.password, user.password_hash)
+        if not verdict.is_right or not await self._second_factors.passes(user, current.code, actor):
             refused = replace(event, workspace_id=user.workspace_id, subject=of_user(user), outcome="refused")
             await write(self._database, actor, refused)
+            what = "The current password is" if current.code is None else "The current password or the code is"
             raise InvalidRequest(
-                "The current password is wrong. Where you never had one, or forgot it: POST /auth/password/forgot.",
+                f"{what} wrong. Where you never had a password, or forgot it: POST /auth/password/forgot.",
                 param="current_password",
             )
         return user

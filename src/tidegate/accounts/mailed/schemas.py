@@ -7,9 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from sqlalchemy import ColumnElement, and_
 
+from tidegate.accounts.mailed.passwords import Current
 from tidegate.accounts.models import MailedToken
-from tidegate.accounts.schemas import Email, Input, NewPassword
-from tidegate.auth.passwords import MAXIMUM_CHARACTERS
+from tidegate.accounts.schemas import Code, CurrentPassword, Email, Input, NewPassword
 from tidegate.auth.principal import Role
 from tidegate.ledger.entry import utc_now
 from tidegate.limits.schemas import Id
@@ -18,7 +18,6 @@ InvitationState = Literal["open", "accepted", "expired", "withdrawn"]
 
 # Longer than any of ours, and short enough to look for.
 MailedSecret = Annotated[SecretStr, Field(min_length=1, max_length=128)]
-CurrentPassword = Annotated[SecretStr, Field(min_length=1, max_length=MAXIMUM_CHARACTERS)]
 
 
 class Forgot(Input):
@@ -33,13 +32,27 @@ class Reset(Input):
 
 
 class PasswordChange(Input):
+    """A new password. `code` is of the second factor, where there is one."""
+
     current_password: CurrentPassword
     password: NewPassword
+    code: Code | None = None
+
+    @property
+    def current(self) -> Current:
+        return _current(self.current_password, self.code)
 
 
 class EmailChange(Input):
+    """A new address. `code` is of the second factor, where there is one."""
+
     email: Email
     current_password: CurrentPassword
+    code: Code | None = None
+
+    @property
+    def current(self) -> Current:
+        return _current(self.current_password, self.code)
 
 
 class EmailConfirmation(Input):
@@ -100,6 +113,10 @@ class InvitationPage(BaseModel):
 
 class Taken(BaseModel):
     """What was asked for is under way, or is not: nobody who asks is told."""
+
+
+def _current(password: SecretStr, code: SecretStr | None) -> Current:
+    return Current(password.get_secret_value(), None if code is None else code.get_secret_value())
 
 
 def state_of(state: InvitationState, now: datetime) -> ColumnElement[bool]:

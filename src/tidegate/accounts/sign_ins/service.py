@@ -4,7 +4,7 @@ Invariants:
 - An access token names its sign-in. One that ended, or a user who may not sign in, is refused by every worker within a
   second of its being told (`user:<id>`), whatever the token says of its own end.
 - A sign-in begins only while the user is as they were when they proved who they are: a password that was changed, or
-  an account that was disabled meanwhile, begins none.
+  an account that was disabled or got a second factor meanwhile, begins none.
 - A refresh token that is used again ends its sign-in, but for the one just before the current within 10 s of its use:
   that is a race, which gets a 409, issues nothing and ends nothing.
 - What ends a sign-in is committed before anything is raised or told.
@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
 
 from tidegate.accounts.models import RefreshToken, SignIn, SignInMethod, User
+from tidegate.accounts.second_factor.codes import find_active
 from tidegate.accounts.sign_ins.refresh_tokens import (
     ENDED,
     Presented,
@@ -51,6 +52,7 @@ Because = Literal[
     "email_changed",
     "disabled",
     "role_changed",
+    "second_factor_changed",
 ]
 """Why a sign-in ended before it expired."""
 
@@ -118,10 +120,13 @@ class SignIns:
         self._changed = changed
         self._clock = clock
 
-    async def begin(self, user: User, client: Client, method: SignInMethod) -> IssuedTokens:
-        """A sign-in of a user who proved just now who they are.
+    async def begin(
+        self, user: User, client: Client, method: SignInMethod, *, second_factor: uuid.UUID | None = None
+    ) -> IssuedTokens:
+        """A sign-in of a user who proved just now who they are; by a password, with this second factor or none.
 
-        Raises `AuthenticationError` where they were disabled, deleted or given another password meanwhile.
+        Raises `AuthenticationError` where they were disabled, deleted or given another password or second factor
+        meanwhile.
         """
         now = self._clock()
         sign_in = SignIn(
@@ -135,7 +140,7 @@ class SignIns:
             user_agent=client.user_agent,
         )
         async with self._database.transaction() as session:
-            await _require_unchanged(session, user, method)
+            await _require_unchanged(session, user, method, second_factor)
             await delete_expired(session, user.id, now)
             session.add(sign_in)
             await session.flush()
@@ -153,9 +158,14 @@ class SignIns:
             )
         return self._issued(Unused(sign_in.id, user.id, expires_at, refresh_token), now)
 
-    async def note_refusal(self, email: str, client: Client) -> None:
-        """Writes down a log-in that was refused: the same for an address that somebody has and one that nobody has."""
-        event = Event("account.sign_in_refused", subject=Subject("user", name=email.lower()), outcome="refused")
+    async def note_refusal(self, email: str, client: Client, reason: str | None = None) -> None:
+        """Writes down a log-in that was refused: the same for an address that somebody has and one that nobody has.
+
+        `reason` is of one whose password was right.
+        """
+        details = {} if reason is None else {"reason": reason}
+        subject = Subject("user", name=email.lower())
+        event = Event("account.sign_in_refused", subject=subject, outcome="refused", details=details)
         await write(self._database, client.as_actor(), event)
 
     async def refresh(self, refresh_token: str, client: Client) -> IssuedTokens:
@@ -265,13 +275,20 @@ async def end_sign_ins(
     await session.execute(ending, execution_options={"synchronize_session": False})
 
 
-async def _require_unchanged(session: AsyncSession, user: User, method: SignInMethod) -> None:
+async def _require_unchanged(
+    session: AsyncSession, user: User, method: SignInMethod, second_factor: uuid.UUID | None
+) -> None:
     query = select(User.password_hash, User.disabled_at).where(User.id == user.id).with_for_update(read=True)
     now = (await session.execute(query)).one_or_none()
     if now is None or now.disabled_at is not None:
         raise AuthenticationError("This account is disabled: ask an admin.")
     if method == "password" and now.password_hash != user.password_hash:
         raise AuthenticationError("The password of this account was changed at this moment: sign in again.")
+    if method == "password":
+        # Read with the user's row held: one that is being confirmed has ended this sign-in after, or is seen here.
+        factor = await find_active(session, user.id)
+        if (None if factor is None else factor.id) != second_factor:
+            raise AuthenticationError("The second factor of this account was changed at this moment: sign in again.")
 
 
 def _refusal(presented: Presented | None, now: datetime) -> TidegateError | None:

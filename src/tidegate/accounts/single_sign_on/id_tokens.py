@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 from authlib.oidc.core import CodeIDToken  # type: ignore[import-untyped]
 from joserfc import jwt
 from joserfc.errors import ClaimError, JoseError
-from joserfc.jwk import Key, KeySet, import_key
+from joserfc.jwk import Key, KeySet, RSAKey, import_key
 from joserfc.jws import JWSRegistry, extract_compact
 
 from tidegate.accounts.single_sign_on.refusals import Refused
@@ -26,19 +26,22 @@ _MALFORMED: Final = (JoseError, ValueError, TypeError, KeyError, AttributeError,
 
 
 class ProviderKeys:
-    """The provider's public keys that may sign.
+    """The provider's public keys that may sign. `too_small` is how many may not, for their size alone.
 
-    >>> keys = ProviderKeys.of({"keys": […]})
+    >>> keys = ProviderKeys.of({"keys": […]}, min_rsa_bits=2048)
     """
 
-    def __init__(self, keys: list[Key]) -> None:
+    def __init__(self, keys: list[Key], *, too_small: int) -> None:
         self.whole = KeySet(keys)
+        self.too_small = too_small
 
     @classmethod
-    def of(cls, jwks: Mapping[str, Any]) -> Self:
-        """Of a JWK Set; what is no public key, or none that is understood, is left out."""
+    def of(cls, jwks: Mapping[str, Any], *, min_rsa_bits: int) -> Self:
+        """Of a JWK Set; what is no public key, none that is understood, or a smaller RSA key, is left out."""
         listed = jwks.get("keys")
-        return cls(list(_understood(listed if isinstance(listed, list) else ())))
+        understood = list(_understood(listed if isinstance(listed, list) else ()))
+        large = [key for key in understood if not isinstance(key, RSAKey) or key.public_key.key_size >= min_rsa_bits]
+        return cls(large, too_small=len(understood) - len(large))
 
     def lack(self, key_id: str | None) -> bool:
         """Whether this key is named and not among them."""

@@ -166,7 +166,13 @@ class Provider:
         metadata = await self._metadata.get()
         answer = await self._calls.send("GET", metadata.jwks_uri, what="its keys")
         _require_ok(answer, "its keys")
-        keys = ProviderKeys.of(answer.body)
+        bits = self._settings.min_rsa_bits
+        keys = ProviderKeys.of(answer.body, min_rsa_bits=bits)
+        if keys.too_small:
+            log.warning("single_sign_on_keys_too_small", keys=keys.too_small, min_rsa_bits=bits)
+            if not keys.whole:
+                told = "signs by RSA keys that are too small"
+                raise failed(f"{told}, fewer than the {bits} bits of TIDEGATE_SINGLE_SIGN_ON__MIN_RSA_BITS")
         if not keys.whole:
             raise failed("has no key that signs ID tokens by RS, PS or ES")
         return keys

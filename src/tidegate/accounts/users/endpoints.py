@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, status
 
+from tidegate.accounts.second_factor.dependencies import SecondFactorsDep
 from tidegate.accounts.users.dependencies import (
     CallersUsersDep,
     CallersWorkspacesDep,
@@ -23,6 +24,8 @@ from tidegate.accounts.users.schemas import (
     WorkspaceQuery,
     WorkspaceView,
 )
+from tidegate.audit.dependencies import ActorDep
+from tidegate.auth.dependencies import UserCaller
 
 users = APIRouter(prefix="/api/users", tags=["people"], dependencies=[Depends(get_people_reader)])
 workspaces = APIRouter(prefix="/api/workspaces", tags=["people"], dependencies=[Depends(get_people_reader)])
@@ -61,6 +64,14 @@ async def change_user(callers: CallersUsersDep, user_id: uuid.UUID, body: Change
 async def sign_user_out(callers: CallersUsersDep, user_id: uuid.UUID) -> None:
     """Ends all sign-ins of a user, within a second. Their API keys stay."""
     await callers.sign_out(user_id)
+
+
+@users.delete("/{user_id}/second-factor", status_code=status.HTTP_204_NO_CONTENT, dependencies=ADMINS)
+async def reset_second_factor(
+    user_id: uuid.UUID, caller: UserCaller, actor: ActorDep, second_factors: SecondFactorsDep
+) -> None:
+    """Takes another user's second factor away, who lost it, and ends their sign-ins, within a second."""
+    await second_factors.reset(user_id, actor, by=caller)
 
 
 @workspaces.get("")

@@ -1,10 +1,11 @@
-// The signed-in person's own section of a page: who they are, signing out, and their sign-ins.
+// The signed-in person's own section of a page: who they are, signing out, their second factor, and their sign-ins.
 
-import { ask, askSignedIn, Problem } from "./gateway.js";
+import { button, element, momentOf } from "./elements.js";
+import { ask, askProven, askSignedIn, Problem } from "./gateway.js";
+import { askForProof, SecondFactor } from "./second-factor.js";
 import { programOf, sentence } from "./words.js";
 
 const METHODS = { password: "password", single_sign_on: "single sign-on" };
-const moments = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 // Who is signed in is one answer for all tabs of a browser.
 const otherTabs = new BroadcastChannel("tidegate-session");
 
@@ -36,6 +37,9 @@ class Account {
     this.fault = element("div", { class: "refusal" }, this.faultWords, this.again);
     this.heading = element("h3", { tabindex: "-1" }, "Sign-ins");
     this.list = element("ul", { class: "rows" });
+    this.signIns = element("div", {}, this.heading, this.list);
+    this.proof = element("div", {});
+    this.secondFactor = new SecondFactor(() => this.show());
     this.known = element(
       "div",
       {},
@@ -46,8 +50,9 @@ class Account {
         button("Sign out", () => this.signOut(), this),
         button("Sign out everywhere", () => this.signOutEverywhere(), this),
       ),
-      this.heading,
-      this.list,
+      this.proof,
+      this.secondFactor.place,
+      this.signIns,
     );
     this.known.hidden = this.fault.hidden = true;
     place.append(this.said, this.fault, this.known);
@@ -65,9 +70,12 @@ class Account {
         const words = ". Your password was one to begin with: choose your own before ";
         this.who.append(words, momentOf(me.password_ends_at), ". ", link, ".");
       }
+      this.hasSecondFactor = me.second_factor.is_on;
+      this.secondFactor.show(me.second_factor);
       this.onKnown(me);
       this.known.hidden = false;
-      await this.showSignIns();
+      this.signIns.hidden = me.second_factor.must_be_set_up;
+      if (!this.signIns.hidden) await this.showSignIns();
     } catch (problem) {
       this.showProblem(problem);
     }
@@ -103,7 +111,7 @@ class Account {
   }
 
   async end(id, program) {
-    await askSignedIn("DELETE", `/auth/sign-ins/${encodeURIComponent(id)}`);
+    if (!(await this.askProven("DELETE", `/auth/sign-ins/${encodeURIComponent(id)}`))) return;
     await this.showSignIns();
     this.said.textContent = `The sign-in of ${program} has ended.`;
     // Its button is gone, and the focus with it.
@@ -111,8 +119,13 @@ class Account {
   }
 
   async signOutEverywhere() {
-    await askSignedIn("POST", "/auth/logout/everywhere");
-    await this.signOut();
+    if (await this.askProven("POST", "/auth/logout/everywhere")) await this.signOut();
+  }
+
+  /** Whether it was done: who is asked to prove who they are may leave it. */
+  askProven(method, path) {
+    const words = "You signed in a while ago: write your password again for this.";
+    return askProven(method, path, () => askForProof(this.proof, words, this.hasSecondFactor));
   }
 
   async signOut() {
@@ -139,6 +152,8 @@ class Account {
       this.known.hidden = true;
       this.who.replaceChildren();
       this.list.replaceChildren();
+      this.proof.replaceChildren();
+      this.secondFactor.clear();
       this.onKnown(null);
       return;
     }
@@ -148,30 +163,4 @@ class Account {
     this.fault.hidden = false;
     if (this.known.hidden) this.onUnknown();
   }
-}
-
-/** A button that does one thing at a time; of an account, its problems are said there. */
-function button(words, act, account = null) {
-  const made = element("button", { type: "button" }, words);
-  made.addEventListener("click", async () => {
-    if (made.getAttribute("aria-disabled") === "true") return;
-    made.setAttribute("aria-disabled", "true");
-    try {
-      await (account ? account.attempt(act) : act());
-    } finally {
-      made.setAttribute("aria-disabled", "false");
-    }
-  });
-  return made;
-}
-
-function momentOf(text) {
-  return element("time", { datetime: text }, moments.format(new Date(text)));
-}
-
-function element(tag, attributes, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
 }

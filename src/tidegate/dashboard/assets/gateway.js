@@ -61,6 +61,22 @@ export async function askSignedIn(method, path, body) {
   }
 }
 
+/**
+ * The same for what takes a sign-in of late or a proof: where the gateway asks for one, `prove` gives it, and the call
+ * is made again with it. False where `prove` gives null.
+ */
+export async function askProven(method, path, prove) {
+  try {
+    await askSignedIn(method, path);
+  } catch (problem) {
+    if (problem.code !== "reauthentication_required") throw problem;
+    const proof = await prove();
+    if (proof === null) return false;
+    await askSignedIn(method, path, proof);
+  }
+  return true;
+}
+
 function hasSession() {
   return MARK_OF_A_SESSION.test(document.cookie);
 }

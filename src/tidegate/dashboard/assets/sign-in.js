@@ -3,7 +3,7 @@
 import { openAccount, tellOtherTabs } from "./account.js";
 import { ask } from "./gateway.js";
 import { faultOfAddress, openForm, watchConnection } from "./forms.js";
-import { localAddress } from "./words.js";
+import { faultOfCode, localAddress } from "./words.js";
 
 const next = localAddress(new URLSearchParams(location.search).get("next"), location.origin);
 const goal = new URL(next ?? document.body.dataset.home, location.origin);
@@ -11,6 +11,8 @@ const [todo, account] = ["todo", "signed-in"].map((id) => document.getElementByI
 const form = todo.querySelector("form");
 const email = form.elements.namedItem("email");
 const password = form.elements.namedItem("password");
+const code = form.elements.namedItem("code");
+const secondFactor = document.getElementById("second-factor");
 let hasBegunToWrite = false;
 
 watchConnection(document.getElementById("connection"));
@@ -18,8 +20,17 @@ form.addEventListener("keydown", () => {
   hasBegunToWrite = true;
 });
 openForm(form, {
-  check: (values) => ({ email: faultOfAddress(email), password: values.password ? null : "Write your password." }),
-  send: (values) => ask("POST", "/auth/page/login", { email: values.email.trim(), password: values.password }),
+  check: (values) => ({
+    email: faultOfAddress(email),
+    password: values.password ? null : "Write your password.",
+    code: secondFactor.hidden ? null : faultOfCode(values.code),
+  }),
+  send: (values) =>
+    ask("POST", "/auth/page/login", {
+      email: values.email.trim(),
+      password: values.password,
+      ...(secondFactor.hidden ? {} : { code: values.code.trim() }),
+    }),
   done: () => {
     form.reset();
     tellOtherTabs();
@@ -29,7 +40,14 @@ openForm(form, {
     return new Promise(() => {});
   },
   failed: (problem) => {
-    if (problem.isSignedOut) password.value = "";
+    if (problem.code === "second_factor_required") {
+      secondFactor.hidden = false;
+      code.focus();
+      return true;
+    }
+    // Which of them is wrong is not told: a code may be late, and a password need not be written again for that.
+    if (problem.isSignedOut && secondFactor.hidden) password.value = "";
+    code.value = "";
     return false;
   },
 });

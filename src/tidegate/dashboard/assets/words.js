@@ -26,6 +26,16 @@ export function faultOfNewPassword(password) {
   return null;
 }
 
+/** What is wrong with a code as it stands; the gateway is the judge of the rest. */
+export function faultOfCode(code) {
+  return code.trim() ? null : "Write the code.";
+}
+
+/** A long text in groups of four, as people copy it. */
+export function grouped(text) {
+  return text.replace(/.{4}(?=.)/g, "$& ");
+}
+
 /** An error's own words by the fields that they are about: `fields` has those with a place of their own. */
 export function wordsByField(errors, fields) {
   const found = new Map();
