@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from tidegate.admission.counters import (
     InUse,
     Sliding,
 )
-from tidegate.admission.store import MOST, Check
+from tidegate.admission.store import MOST, Check, Spent, countable
 
 START_MS = 1_800_000_000_000
 AMOUNT = 7
@@ -175,3 +176,10 @@ def test_a_step_that_one_counter_refuses_leaves_the_others_as_they_were() -> Non
         checks = tuple(Check(str(at), "held", "tokens", 7, 0) for at in range(3))
         assert Bound.of(object(), checks, counters).take((5, 5, 5), START_MS) is None
         assert [counter.value(START_MS) for counter in counters] == [0, 0, 3 if last is known else 9]
+
+
+@pytest.mark.parametrize("field", ["tokens", "cost", "ended_ms"])
+@pytest.mark.parametrize(("said", "counted"), [(-1, 0), (0, 0), (MOST, MOST), (MOST + 1, MOST), (-(2**70), 0)])
+def test_what_was_spent_is_counted_from_nothing_to_the_most_there_is(field: str, said: int, counted: int) -> None:
+    spent, expected = [msgspec.structs.replace(Spent(), **{field: n}) for n in (said, counted)]
+    assert countable(spent) == expected
