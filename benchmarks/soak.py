@@ -147,10 +147,12 @@ class Entries:
 
     @classmethod
     async def of(cls, database: Database) -> "Entries":
+        # One statement, and so of one moment: the last ones may still be coming.
+        labels = "(SELECT count(DISTINCT request_id) FROM ledger_entries)"
+        asked = text(f"SELECT outcome, count(*), {labels} FROM ledger_entries GROUP BY outcome")
         async with database.session() as session:
-            counted = await session.execute(text("SELECT outcome, count(*) FROM ledger_entries GROUP BY outcome"))
-            labels = await session.scalar(text("SELECT count(DISTINCT request_id) FROM ledger_entries"))
-        return cls(labels or 0, Counter(dict(counted.tuples().all())))
+            rows = (await session.execute(asked)).all()
+        return cls(rows[0][2] if rows else 0, Counter({outcome: count for outcome, count, _ in rows}))
 
     @property
     def count(self) -> int:
