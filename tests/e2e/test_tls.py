@@ -31,6 +31,7 @@ from tests.support.steady_load import SteadyLoad
 from tests.support.tls_front import Certificate, certificate_for
 from tests.support.upstream import ScriptedUpstream
 from tests.support.waiting import eventually
+from tidegate.server.control import ask_root
 
 How = Literal["goodbye", "fin", "rst"]
 NAME = "localhost"
@@ -52,6 +53,12 @@ def renew(certificate: Certificate, folder: Path, **valid: float) -> Certificate
     shutil.copy(new.key_path, certificate.key_path)
     shutil.copy(new.path, certificate.path)
     return new
+
+
+def two_without(gateway: StandIn, pid: int) -> bool:
+    report = ask_root(gateway.data_dir, {"ask": "report"}, within_s=10)["done"]
+    pids = {worker["pid"] for worker in report["workers"]}
+    return len(pids) == 2 and pid not in pids
 
 
 def der(certificate: Certificate) -> bytes:
@@ -181,9 +188,15 @@ async def test_a_renewed_certificate_is_shown_and_no_connection_is_lost(tmp_path
 
 async def test_a_bad_pair_changes_nothing_and_is_named(tmp_path: Path) -> None:
     certificate = certificate_for(NAME, tmp_path)
-    good, key = der(certificate), certificate.key_path.read_text()
+    key = certificate.key_path.read_text()
     async with StandIn(tmp_path, gunicorn(variables=variables(certificate))) as gateway:
         await eventually(lambda: attached(gateway) == 2, within_s=30)
+        # A later one than the server began with, which the arbiter has seen: it forked after that.
+        good = der(renew(certificate, tmp_path / "renewed"))
+        await gateway.command("reload")
+        before = await gateway.worker_pid()
+        kill(before)
+        await eventually(lambda: two_without(gateway, before), within_s=30)
         other = certificate_for("other", tmp_path)
         shutil.copy(other.path, certificate.path)
         done = await gateway.command("reload", check=False)
@@ -231,6 +244,10 @@ async def test_both_ports_speak_it_and_the_printed_line_works(tmp_path: Path) ->
         checked = await gateway.command("check", "--json", check=False)
         found = {item["id"]: item["verdict"] for item in orjson.loads(checked.stdout)["items"]}
         assert [found[number] for number in ("1.3", "5.3", "5.5")] == ["pass"] * 3
+        renew(certificate, tmp_path / "renewed")
+        checked = await gateway.command("check", check=False)
+        assert checked.returncode != 0
+        assert f"another certificate than {certificate.path} holds now: run `tidegate reload`" in checked.stderr
 
 
 async def test_a_start_with_a_certificate_of_the_past_is_refused(tmp_path: Path) -> None:

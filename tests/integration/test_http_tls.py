@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -34,7 +35,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 @dataclass
 class App:
     """Sends /flood for as long as somebody is there, /big at once and in one piece, /close as the last of its
-    connection.
+    connection; /begun one large piece, and never the next.
     """
 
     heard: list[str] = field(default_factory=list)
@@ -50,6 +51,11 @@ class App:
                 self.sent += len(PIECE)
             self.heard.append((await gone)["type"])
             return
+        if scope["path"] == "/begun":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x" * BIG, "more_body": True})
+            self.heard.append((await receive())["type"])
+            return
         body = b"x" * BIG if scope["path"] == "/big" else b"ok"
         headers = [(b"content-length", b"%d" % len(body))]
         headers += [] if scope["path"] == "/" else [(b"connection", b"close")]
@@ -64,6 +70,10 @@ class Server(GracefulServer):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class Attentive(TidegateHttpProtocol):
+    look_every_s = 0.1
 
 
 class Patient(Server):
@@ -88,11 +98,13 @@ class Served:
 
 
 @asynccontextmanager
-async def by_tls(folder: Path, kind: type[Server] = Server) -> AsyncIterator[Served]:
+async def by_tls(
+    folder: Path, kind: type[Server] = Server, http: type[TidegateHttpProtocol] = TidegateHttpProtocol
+) -> AsyncIterator[Served]:
     made = certificate_for("localhost", folder)
     app = App()
     config = uvicorn_config(app, Settings(environment="test"), Entrance(made.path, made.key_path))
-    config.lifespan = "off"
+    config.lifespan, config.http = "off", http
     server = kind(config, drain_s=20)
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
@@ -154,6 +166,47 @@ async def test_a_goodbye_behind_what_nobody_reads_is_heard_at_once(tmp_path: Pat
                 # It says its goodbye, reads nothing more, and holds the connection open.
                 client.connection.unwrap()
             await eventually(lambda: served.app.heard == ["http.disconnect"], within_s=2)
+
+
+async def test_a_fin_behind_what_nobody_reads_is_heard(tmp_path: Path) -> None:
+    async with by_tls(tmp_path) as served:
+        client = await asyncio.to_thread(Silent, served.port)
+        with client.connection:
+            await asyncio.to_thread(client.ask, "/flood")
+            (connection,) = served.connections
+            await eventually(lambda: connection.flow.write_paused)
+            # No goodbye, and the connection stands: the loop tells of it only once the client has read the rest.
+            with socket.socket(fileno=os.dup(client.connection.fileno())) as below:
+                below.shutdown(socket.SHUT_WR)
+            await eventually(lambda: served.app.heard == ["http.disconnect"], within_s=2)
+            assert connection.transport.is_closing()
+
+
+async def test_a_fin_behind_one_large_piece_is_heard(tmp_path: Path) -> None:
+    async with by_tls(tmp_path, http=Attentive) as served:
+        client = await asyncio.to_thread(Silent, served.port)
+        with client.connection:
+            await asyncio.to_thread(client.ask, "/begun")
+            (connection,) = served.connections
+            assert not connection.flow.write_paused
+            with socket.socket(fileno=os.dup(client.connection.fileno())) as below:
+                below.shutdown(socket.SHUT_WR)
+            await eventually(lambda: served.app.heard == ["http.disconnect"], within_s=2)
+
+
+async def test_who_goes_on_reading_has_the_longer_for_it(tmp_path: Path) -> None:
+    async with by_tls(tmp_path) as served:
+        client = await asyncio.to_thread(Silent, served.port)
+        with client.connection:
+            await asyncio.to_thread(client.ask, "/big")
+            (connection,) = served.connections
+            await eventually(connection.transport.is_closing)
+            # From here on, whatever the loop tells of what waits: 24 bytes.
+            until = connection._unread_until(0.0)
+            assert until < 2 * connection.read_within_s
+            for _ in range(256):
+                await asyncio.to_thread(client.connection.recv, 65536)
+            await eventually(lambda: connection._unread_until(0.0) > until + 60)
 
 
 async def test_a_connection_is_closed_though_its_client_says_no_goodbye(tmp_path: Path) -> None:

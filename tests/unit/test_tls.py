@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from tests.support.stand_in import ECHO
 from tests.support.tls_front import Certificate, certificate_for
@@ -19,6 +20,7 @@ from tidegate.server.root_settings import as_the_root_has_it, differing, root_se
 from tidegate.settings import Settings
 from tidegate.settings.groups import HttpSettings, ServerSettings
 from tidegate.settings.rules import production_advice
+from tidegate.telemetry.redaction import redact
 from tidegate.tls import client_context, own_context, server_context
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "tidegate"
@@ -136,6 +138,11 @@ def _swap_keys(pair: Certificate) -> None:
     pair.key_path.write_bytes(certificate_for("other", pair.path.parent).key_path.read_bytes())
 
 
+def _swap_for_another_kind(pair: Certificate) -> None:
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pair.key_path.write_bytes(ed25519.Ed25519PrivateKey.generate().private_bytes(*form))
+
+
 def _dated(since_days: float, until_days: float) -> Callable[[Certificate], object]:
     return lambda pair: certificate_for(
         "gateway.example", pair.path.parent, since_days=since_days, until_days=until_days
@@ -153,6 +160,7 @@ def _dated(since_days: float, until_days: float) -> Callable[[Certificate], obje
         (lambda pair: pair.key_path.write_text(pair.path.read_text()), "KEY", "holds no private key"),
         (_put_in_a_passphrase, "KEY", "the key has a passphrase"),
         (_swap_keys, "KEY", "is not that of the certificate in"),
+        (_swap_for_another_kind, "KEY", "is not that of the certificate in"),
         (_dated(3, -1), "CERTIFICATE", "ended on"),
         (_dated(-1, 3), "CERTIFICATE", "is valid from"),
     ],
@@ -168,6 +176,7 @@ def test_a_bad_pair_is_refused_with_its_variable(
     (fault,) = refused.value.faults
     assert fault.startswith(f"TIDEGATE_SERVER__TLS_{variable}: ")
     assert told in fault
+    assert redact(fault) == fault
     assert not any(line in fault for line in key.splitlines()[1:-1])
 
 
@@ -184,6 +193,23 @@ def test_a_bad_pair_leaves_the_one_that_is_shown(certificate: Certificate) -> No
     with pytest.raises(CertificateError):
         entrance.read_waiting()
     assert entrance.pair is before
+
+
+def test_who_keeps_up_has_the_last_good_pair(certificate: Certificate, tmp_path: Path) -> None:
+    entrance = Entrance(certificate.path, certificate.key_path)
+    first = entrance.pair
+    entrance.keep_up()
+    assert entrance.pair is first
+    other = certificate_for("other", tmp_path)
+    certificate.path.write_bytes(other.path.read_bytes())
+    entrance.keep_up()
+    assert entrance.pair is first
+    certificate.key_path.write_bytes(other.key_path.read_bytes())
+    entrance.keep_up()
+    assert entrance.pair.names == ("other",)
+    certificate.key_path.unlink()
+    entrance.keep_up()
+    assert entrance.pair.names == ("other",)
 
 
 def test_what_a_port_speaks_is_the_roots_to_say(certificate: Certificate) -> None:

@@ -45,6 +45,7 @@ async def gather(asked: Asked) -> Subject:
         raise NoRoot(f"The server in {asked.data_dir} is an older version's, which cannot be checked: replace it.")
     origins = list(workers[0]["http"]["origins"]) if workers else []
     context = _context(root)
+    await _require_shown(root, context)
     async with Probes(root["url"], context) as probes:
         seen = await probes.everything(origins=origins, management_url=root.get("management_url"))
         countdown = await probes.countdown()
@@ -91,6 +92,23 @@ def _context(root: Facts) -> ssl.SSLContext | None:
         return own_context(Path(certificate))
     except OSError as error:
         raise NoRoot(f"{certificate}, which the server shows, cannot be read here: {error}") from None
+
+
+async def _require_shown(root: Facts, context: ssl.SSLContext | None) -> None:
+    """Raises `NoRoot` where the server shows another certificate than is on disk: no probe would be answered."""
+    if context is None:
+        return
+    url = urlsplit(root["url"])
+    try:
+        async with asyncio.timeout(_ANSWER_WITHIN_S):
+            _, writer = await asyncio.open_connection(url.hostname, url.port, ssl=context)
+    except ssl.SSLCertVerificationError:
+        told = f"The server shows another certificate than {root['certificate']} holds now"
+        raise NoRoot(f"{told}: run `tidegate reload`, then check again.") from None
+    except (OSError, TimeoutError):
+        # The probes tell it.
+        return
+    writer.transport.abort()
 
 
 async def _live(

@@ -52,6 +52,8 @@ SILENT_FOR_S = 75.0
 READ_WITHIN_S = 120.0
 SLOWEST_READ_BYTES_S = 1024
 LOOK_EVERY_S = 30.0
+# A FIN behind what nobody reads is told by no loop that speaks TLS.
+LOOK_FOR_END_EVERY_S = 0.25
 MOST_PIPELINED = 16
 MOST_PIPELINED_BYTES = 1024 * 1024
 
@@ -90,6 +92,9 @@ class TidegateHttpProtocol(HttpToolsProtocol):
     _body_due_at = 0.0
     # Of what was written, once this is closing or more may not be written.
     _read_by: float | None = None
+    # By TLS: what the client had taken when that was said, and the next look for its end.
+    _taken_before = 0
+    _look_for_end: TimerHandle | None = None
     _look: TimerHandle | None = None
     # Of a worker that retires: since when nothing is asked here, and the request that was made this connection's last.
     _is_retiring = False
@@ -179,6 +184,7 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         if self._look is not None:
             self._look.cancel()
             self._look = None
+        self._forget_end()
         self._tell_hang_up()
         super().connection_lost(exc)
         if isinstance(self.transport, TlsTransport):
@@ -234,8 +240,34 @@ class TidegateHttpProtocol(HttpToolsProtocol):
         unread = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
         return any(unread)
 
+    def pause_writing(self) -> None:
+        """Called by the transport where too much of what was written is unread."""
+        super().pause_writing()
+        if isinstance(self.transport, TlsTransport):
+            self._look_for_end = self.loop.call_later(LOOK_FOR_END_EVERY_S, self._see_end)
+
+    def _see_end(self) -> None:
+        self._look_for_end = None
+        if not self._ends_with_client():
+            self._look_for_end = self.loop.call_later(LOOK_FOR_END_EVERY_S, self._see_end)
+
+    def _ends_with_client(self) -> bool:
+        """By TLS, where the client has sent its FIN and the loop waits until it reads before it tells."""
+        transport = self.transport
+        if not isinstance(transport, TlsTransport) or not transport.has_client_ended():
+            return False
+        self.eof_received()
+        transport.close()
+        return True
+
+    def _forget_end(self) -> None:
+        if self._look_for_end is not None:
+            self._look_for_end.cancel()
+            self._look_for_end = None
+
     def resume_writing(self) -> None:
         """Called by the transport where enough of what was written has been read."""
+        self._forget_end()
         if not self._is_ending():
             self._read_by = None
         super().resume_writing()
@@ -258,6 +290,9 @@ class TidegateHttpProtocol(HttpToolsProtocol):
 
     def _look_at_silence(self) -> None:
         """Ends a connection whose client has stopped in the middle, said nothing, or does not read; looks again."""
+        if not self.transport.is_closing():
+            # Not only where writing is paused: one large piece pauses none.
+            self._ends_with_client()
         now = self.loop.time()
         is_unread = self._is_ending() or self.flow.write_paused
         deadline = self._unread_until(now) if is_unread else self._silent_until(now)
@@ -284,10 +319,14 @@ class TidegateHttpProtocol(HttpToolsProtocol):
 
     def _unread_until(self, now: float) -> float:
         """Until when this client may leave unread what was written to it, by the loop's clock."""
+        # How much waits is not known by TLS; there the time grows with what the client takes.
+        tls = self.transport if isinstance(self.transport, TlsTransport) else None
+        taken = 0 if tls is None else tls.taken_bytes()
         if self._read_by is None:
-            unread = self.transport.get_write_buffer_size()
+            unread = self.transport.get_write_buffer_size() if tls is None else 0
             self._read_by = now + self.read_within_s + unread / self.slowest_read_bytes_s
-        return self._read_by
+            self._taken_before = taken
+        return self._read_by + max(taken - self._taken_before, 0) / self.slowest_read_bytes_s
 
     def _silent_until(self, now: float) -> float:
         """Until when this client may be silent, by the loop's clock; infinity where it is not its turn."""

@@ -3,16 +3,24 @@
 The loop's own lets 512 KiB wait for a slow reader, and a close waits until the client has said its goodbye too: one
 that keeps the connection in a pool reads it only with its next request. TLS asks nobody to wait for that (RFC 8446,
 6.1). So once the client has all that was written, the connection ends.
+
+Below TLS the loop has another buffer, of which it tells nothing: not how much waits there, and not that the client has
+sent its FIN behind it. Both are asked of the system.
 """
 
 import asyncio
 import fcntl
+import socket
+import struct
 import termios
 from typing import Any, Final
 
 # As asyncio has it for a connection in the clear.
 _HIGH_WATER: Final = 64 * 1024
 _LOOK_EVERY_S: Final = 0.25
+# Linux' struct tcp_info: its first byte is the state, which is this one from the client's FIN on; tcpi_bytes_acked.
+_CLOSE_WAIT: Final = 8
+_ACKNOWLEDGED: Final = struct.Struct("@120xQ")
 
 
 class TlsTransport(asyncio.Transport):
@@ -60,6 +68,26 @@ class TlsTransport(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._inner.get_extra_info(name, default)
+
+    def has_client_ended(self) -> bool:
+        """Whether it has sent its FIN. False where the system does not tell."""
+        told = self._tcp_info(1)
+        return bool(told) and told[0] == _CLOSE_WAIT
+
+    def taken_bytes(self) -> int:
+        """How much the client's system has acknowledged of all that was sent; 0 where this one does not tell."""
+        told = self._tcp_info(_ACKNOWLEDGED.size)
+        return int(_ACKNOWLEDGED.unpack(told)[0]) if len(told) == _ACKNOWLEDGED.size else 0
+
+    def _tcp_info(self, size: int) -> bytes:
+        sock = self._socket()
+        if sock is None or sock.fileno() < 0 or not hasattr(socket, "TCP_INFO"):
+            return b""
+        try:
+            told: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+        except OSError:
+            return b""
+        return told
 
     def _end_where_delivered(self) -> None:
         # Twice in a row: between two looks the loop has handed the system what it could.

@@ -98,6 +98,7 @@ class RootedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
     def __init__(self, application: Application) -> None:
         super().__init__(application)
         self._words = application.words
+        self._entrance = application.opening.entrance
         self._retiring_bound_s = retiring_bound_s(application.settings)
         self._crew = Crew(application.opening.workers)
         self._leave_by: dict[int, float] = {}
@@ -128,6 +129,8 @@ class RootedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
 
     def manage_workers(self) -> None:
         """In every round, instead of gunicorn's own, which would end what is one too many."""
+        if self._entrance is not None:
+            self._entrance.keep_up()
         for word, pid in self._words.heard():
             self._crew.hear(word, pid)
         orders = self._crew.orders(self.WORKERS)

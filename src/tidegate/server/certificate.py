@@ -5,6 +5,7 @@ is in force then; connections that stand keep theirs. No text of a key is in wha
 """
 
 import asyncio
+import contextlib
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 CERTIFICATE = "TIDEGATE_SERVER__TLS_CERTIFICATE"
 KEY = "TIDEGATE_SERVER__TLS_KEY"
-_NO_CERTIFICATE = "holds no certificate in PEM's form (-----BEGIN CERTIFICATE-----)"
-_NO_KEY = "holds no private key in PEM's form (-----BEGIN PRIVATE KEY-----)"
-_NOT_ITS_KEY = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH")
+_NO_CERTIFICATE = "holds no certificate in PEM's form (BEGIN CERTIFICATE)"
+# Without the dashes: a log takes out all that follows them.
+_NO_KEY = "holds no private key in PEM's form (BEGIN PRIVATE KEY)"
+# The last where the one is RSA's and the other is not.
+_NOT_ITS_KEY = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 _SOON = timedelta(days=14)
 
 
@@ -62,6 +65,7 @@ class Entrance:
     def __init__(self, certificate: Path, key: Path) -> None:
         """Raises `CertificateError`."""
         self._paths = certificate, key
+        self._seen = self._stamps()
         self.pair = read_pair(certificate, key)
         self.context = server_context()
         # OpenSSL asks in every handshake, also where the client names no server.
@@ -77,6 +81,27 @@ class Entrance:
 
     def use(self, pair: Pair) -> None:
         self.pair = pair
+
+    def keep_up(self) -> None:
+        """Takes the pair on disk where that has changed and is good: for a process that no reload reaches.
+
+        Whoever is forked from it has the last good one, also where a bad one is on disk by then.
+        """
+        stamps = self._stamps()
+        if stamps != self._seen:
+            self._seen = stamps
+            with contextlib.suppress(CertificateError):
+                self.use(self.read_waiting())
+
+    def _stamps(self) -> list[tuple[int, ...]]:
+        stamps: list[tuple[int, ...]] = []
+        for path in self._paths:
+            try:
+                found = path.stat()
+                stamps.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+            except OSError:
+                stamps.append(())
+        return stamps
 
     def _show(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
         del name

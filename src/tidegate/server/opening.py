@@ -56,7 +56,7 @@ class Opening:
     def refreshed_entrance(self) -> Entrance | None:
         """With the certificate that is on disk now; in a worker, which may begin long after its arbiter.
 
-        Where that one is bad this worker shows the one that its arbiter began with: others serve, and so must it.
+        Where that one is bad this worker shows the last good one that its arbiter saw: others serve, and so must it.
         """
         if self.entrance is not None:
             try:
