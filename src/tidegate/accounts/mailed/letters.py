@@ -94,3 +94,12 @@ def codes_are_guessed(to: str) -> Message:
         "If that was not you, change your password now. After a hundred of them only a recovery code opens the account."
     )
     return Message("codes_are_guessed", to, "Wrong codes for your Tidegate account", (said, todo))
+
+
+def codes_are_refused(to: str) -> Message:
+    said = "A hundred wrong codes of your second factor were written in a row, by somebody who knows your password."
+    todo = (
+        "No code of your authenticator app opens your account any more, until you log in by a recovery code. If this "
+        "was not you, change your password then. Without recovery codes, ask who runs your Tidegate to reset it."
+    )
+    return Message("codes_are_refused", to, "Your Tidegate account takes a recovery code alone", (said, todo))

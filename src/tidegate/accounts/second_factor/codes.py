@@ -75,8 +75,14 @@ async def use_code(session: AsyncSession, factor: SecondFactor, code: str, seali
     """Uses a code of an active second factor, or counts it as wrong. To be committed in either case."""
     plain = code.replace(" ", "")
     if is_code(plain):
-        if await _use_totp(session, factor, plain, sealing, now):
-            return Judged("totp")
+        secret = _opened(factor, sealing)
+        if secret is None:
+            return Judged(None)
+        step = step_of(secret, plain, now.timestamp(), after=factor.last_step)
+        if step is not None:
+            fresh = None if sealing.is_current(factor.secret_kid) else sealing.seal(secret, factor.user_id)
+            if await _use_step(session, factor, step, fresh):
+                return Judged("totp")
     elif await _use_recovery_code(session, factor, code):
         return Judged("recovery_code")
     counting = (
@@ -118,7 +124,7 @@ async def remove(session: AsyncSession, user_id: uuid.UUID, factor_id: uuid.UUID
     return removed[0] is not None
 
 
-async def _use_totp(session: AsyncSession, factor: SecondFactor, code: str, sealing: Sealing, now: datetime) -> bool:
+def _opened(factor: SecondFactor, sealing: Sealing) -> bytes | None:
     secret = sealing.open(Sealed(factor.sealed_secret, factor.secret_kid), factor.user_id)
     if secret is None:
         log.warning(
@@ -127,10 +133,11 @@ async def _use_totp(session: AsyncSession, factor: SecondFactor, code: str, seal
             user_id=str(factor.user_id),
             kid=factor.secret_kid,
         )
-        return False
-    step = step_of(secret, code, now.timestamp(), after=factor.last_step)
-    if step is None:
-        return False
+    return secret
+
+
+async def _use_step(session: AsyncSession, factor: SecondFactor, step: int, fresh: Sealed | None) -> bool:
+    """Whether this step was free to use. `fresh` is the secret anew, where its key is an older one."""
     using = (
         update(SecondFactor)
         .where(
@@ -142,8 +149,7 @@ async def _use_totp(session: AsyncSession, factor: SecondFactor, code: str, seal
         .values(last_step=step, wrong_codes=0)
         .returning(SecondFactor.id)
     )
-    if not sealing.is_current(factor.secret_kid):
-        fresh = sealing.seal(secret, factor.user_id)
+    if fresh is not None:
         using = using.values(sealed_secret=fresh.sealed, secret_kid=fresh.kid)
     used = await session.execute(using, execution_options=_WITHOUT_SYNCHRONISING)
     return used.scalar_one_or_none() is not None
@@ -152,6 +158,9 @@ async def _use_totp(session: AsyncSession, factor: SecondFactor, code: str, seal
 async def _use_recovery_code(session: AsyncSession, factor: SecondFactor, code: str) -> bool:
     code_hash = hash_of(code)
     if code_hash is None:
+        return False
+    holding = select(SecondFactor.id).where(SecondFactor.id == factor.id).with_for_update()
+    if await session.scalar(holding) is None:
         return False
     using = (
         delete(RecoveryCode)

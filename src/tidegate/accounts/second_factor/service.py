@@ -21,6 +21,7 @@ from tidegate.accounts.mailed import letters
 from tidegate.accounts.models import SecondFactor, User
 from tidegate.accounts.second_factor import totp
 from tidegate.accounts.second_factor.codes import (
+    MOST_WRONG_CODES,
     WARNED_AFTER,
     Judged,
     find_active,
@@ -31,7 +32,8 @@ from tidegate.accounts.second_factor.codes import (
 )
 from tidegate.accounts.second_factor.sealing import Sealed, Sealing
 from tidegate.accounts.service import WRONG_WITH_CODE, locked_user, of_user
-from tidegate.accounts.sign_ins.service import Client, end_sign_ins
+from tidegate.accounts.sign_ins.refresh_tokens import ENDED
+from tidegate.accounts.sign_ins.service import Client, end_sign_ins, is_live
 from tidegate.audit.trail import Actor, Event, note, write
 from tidegate.auth.passwords import Passwords
 from tidegate.auth.principal import Principal
@@ -39,6 +41,7 @@ from tidegate.errors import (
     AuthenticationError,
     Conflict,
     InvalidRequest,
+    InvalidToken,
     NotFound,
     PermissionDenied,
     SecondFactorRequired,
@@ -169,13 +172,16 @@ class SecondFactors:
     async def confirm(self, caller: Principal, code: str, actor: Actor) -> Sequence[str]:
         """Turns the second factor on that was begun, and ends the user's other sign-ins. Returns the recovery codes.
 
-        Raises `Conflict` where none was begun lately, `InvalidRequest` for a wrong code.
+        Raises `Conflict` where none was begun lately, `InvalidRequest` for a wrong code, and `InvalidToken` where the
+        caller's sign-in ended: another's new password may have ended it, of which this worker is not told yet.
         """
         now = self._clock()
         async with self._database.transaction() as session:
             user = await locked_user(session, caller.user_id)
-            factor = None if user is None else await find_pending(session, user.id, now)
-            if user is None or factor is None:
+            if user is None or user.disabled_at is not None or not await is_live(session, caller.sign_in_id):
+                raise InvalidToken(ENDED)
+            factor = await find_pending(session, user.id, now)
+            if factor is None:
                 raise Conflict("There is no second factor to confirm: begin by POST /auth/second-factor.")
             secret = self._sealing.open(Sealed(factor.sealed_secret, factor.secret_kid), user.id)
             plain = code.replace(" ", "")
@@ -272,6 +278,8 @@ class SecondFactors:
             self._post.outbox.say(letters.recovery_code_used(user.email))
         elif judged.wrong_codes == WARNED_AFTER:
             self._post.outbox.say(letters.codes_are_guessed(user.email))
+        elif judged.wrong_codes == MOST_WRONG_CODES:
+            self._post.outbox.say(letters.codes_are_refused(user.email))
 
 
 def _is_there() -> Conflict:

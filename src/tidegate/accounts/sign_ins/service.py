@@ -275,6 +275,12 @@ async def end_sign_ins(
     await session.execute(ending, execution_options={"synchronize_session": False})
 
 
+async def is_live(session: AsyncSession, sign_in_id: uuid.UUID | None) -> bool:
+    """Whether a sign-in has not ended. With its user locked, it does not end by what happens to them meanwhile."""
+    query = select(SignIn.id).where(SignIn.id == sign_in_id, SignIn.ended_at.is_(None))
+    return await session.scalar(query) is not None
+
+
 async def _require_unchanged(
     session: AsyncSession, user: User, method: SignInMethod, second_factor: uuid.UUID | None
 ) -> None:
