@@ -70,6 +70,9 @@ class Account {
         const words = ". Your password was one to begin with: choose your own before ";
         this.who.append(words, momentOf(me.password_ends_at), ". ", link, ".");
       }
+      // Another tab may have signed in as somebody else, whom codes that are shown here are none of.
+      if (this.shownTo !== me.email) this.secondFactor.clear();
+      this.shownTo = me.email;
       this.hasSecondFactor = me.second_factor.is_on;
       this.secondFactor.show(me.second_factor);
       this.onKnown(me);
