@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
 from tests.support.credentials import access_token, database_at_head, keyrings, secret_settings
+from tests.support.patience import be_patient
 from tests.support.stand_in import ECHO
 from tidegate.accounts.api_keys.keys import ApiKeys, CreatedKey
 from tidegate.accounts.models import DEFAULT_WORKSPACE_ID, User, Workspace
@@ -59,6 +60,7 @@ class KeysApi:
         app = create_app(settings)
         async with app.router.lifespan_context(app) as state:
             assert state is not None
+            be_patient(state["authenticator"])
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
                 peer = None if api.peer is None else (api.peer, 40000)

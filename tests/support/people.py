@@ -18,6 +18,7 @@ from sqlalchemy import event, select
 from starlette.types import Receive, Scope, Send
 
 from tests.support.credentials import database_at_head, keyrings, secret_settings
+from tests.support.patience import be_patient
 from tests.support.stand_in import ECHO
 from tidegate.accounts.api_keys.keys import ApiKeys
 from tidegate.accounts.dependencies import get_accounts
@@ -152,6 +153,7 @@ class People:
         mailer, clock = RecordingMailer(), StoppedClock()
         async with app.router.lifespan_context(app) as state, Outbox.running(mailer, pauses_s=(0.0,)) as outbox:
             assert state is not None
+            be_patient(state["authenticator"])
             whole = {**state, "post": Post(mailer, outbox, Links(settings))}
             app.dependency_overrides[get_passwords] = lambda: passwords
             app.dependency_overrides[get_accounts] = lambda: Accounts(state["database"], passwords)

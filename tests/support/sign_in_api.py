@@ -13,6 +13,7 @@ from sqlalchemy import select
 from starlette.types import Receive, Scope, Send
 
 from tests.support.credentials import EMAIL, PASSWORD, database_at_head, quick_passwords, secret_settings
+from tests.support.patience import be_patient
 from tests.support.stand_in import ECHO
 from tests.support.waiting import eventually
 from tidegate.accounts.dependencies import get_accounts
@@ -64,6 +65,7 @@ class SignInApi:
         app = create_app(settings)
         async with app.router.lifespan_context(app) as state:
             assert state is not None
+            be_patient(state["authenticator"])
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
                 await app({**scope, "state": dict(state)}, receive, send)

@@ -170,7 +170,8 @@ async def test_program_that_was_stopped_as_a_whole_is_starved_and_has_no_stack()
         os.kill(running.pid, signal.SIGCONT)
         lines = [orjson.loads(line) for line in running.stdout.read().splitlines()]
         assert running.wait(60) == 0
-    (line,) = lines
-    assert line["event"].startswith("the loop did not turn for ")
+    # A machine that is busy elsewhere may hold it for a second more, before or after.
+    assert all(line["event"].startswith("the loop did not turn for ") for line in lines)
+    line = max(lines, key=lambda line: float(line["event"].split()[-2]))
     assert (line["level"], line["cause"], "stack" in line) == ("warning", "starved", False)
     assert line["cpu_s"] < 1
