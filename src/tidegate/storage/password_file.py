@@ -4,10 +4,11 @@ It stands in a file that is read for every new connection. Connections that stan
 Redis ask for a password once. A file that cannot be used is a connection that cannot be made, and a line in the log.
 """
 
-import asyncio
+from functools import partial
 from pathlib import Path
 
 from tidegate.settings.references import resolve_secret
+from tidegate.storage.one_reading import OneReading
 from tidegate.telemetry.logging import get_logger
 
 # A file of a volume that hangs must not hold up whoever waits for a connection.
@@ -32,12 +33,12 @@ class PasswordFile:
         self._path = path
         # Told since it was last read: an outage has a line for each reason, not for each attempt.
         self._told: set[str] = set()
+        self._reading = OneReading(partial(resolve_secret, f"file:{path}"))
 
     async def read(self) -> str:
         """The password of now, without the line end. Raises `PasswordUnreadable`. It is read beside the loop."""
         try:
-            async with asyncio.timeout(READ_WITHIN_S):
-                password = await asyncio.to_thread(resolve_secret, f"file:{self._path}")
+            password = await self._reading.within(READ_WITHIN_S)
         except ValueError as error:
             reason = str(error)
         except TimeoutError:

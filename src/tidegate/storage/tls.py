@@ -9,13 +9,13 @@ Certificates are renewed while we run. So a context is made anew where a file th
 connects asks for the one of now, and connections that stand keep theirs.
 """
 
-import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from tidegate.settings.groups import DatabaseSettings
+from tidegate.storage.one_reading import OneReading
 from tidegate.telemetry.logging import get_logger
 
 MINIMUM_VERSION = ssl.TLSVersion.TLSv1_2
@@ -43,6 +43,7 @@ class Tls:
         self._made: tuple[object, ssl.SSLContext] | None = None
         # Told since they last were of use: a line for each reason, not for each connection.
         self._told: set[str] = set()
+        self._reading = OneReading(self.get)
 
     async def current(self) -> ssl.SSLContext:
         """The context of the files as they are now. Raises `TlsFilesUnusable`.
@@ -52,8 +53,7 @@ class Tls:
         if self._made is not None and not self._files:
             return self._made[1]
         try:
-            async with asyncio.timeout(_READ_WITHIN_S):
-                return await asyncio.to_thread(self.get)
+            return await self._reading.within(_READ_WITHIN_S)
         except TimeoutError:
             raise self._unusable(f"could not be read within {_READ_WITHIN_S:g} s") from None
 
