@@ -21,7 +21,7 @@ async def test_what_hangs_holds_one_thread_and_is_read_anew_once_it_has_answered
 
     def read() -> int:
         calls.append(len(calls))
-        answers.wait(60)
+        answers.wait(10)
         return calls[-1]
 
     reading = OneReading(read)
@@ -36,7 +36,7 @@ async def test_what_hangs_holds_one_thread_and_is_read_anew_once_it_has_answered
 
 
 async def test_who_leaves_ends_it_for_nobody(answers: threading.Event) -> None:
-    reading = OneReading(lambda: answers.wait(60))
+    reading = OneReading(lambda: answers.wait(10))
     leaver, stayer = asyncio.create_task(reading.within(60)), asyncio.create_task(reading.within(60))
     await asyncio.sleep(0)
     leaver.cancel()
@@ -48,7 +48,7 @@ async def test_who_leaves_ends_it_for_nobody(answers: threading.Event) -> None:
 
 async def test_a_failure_that_nobody_waits_for_is_told_to_nobody(answers: threading.Event) -> None:
     def read() -> None:
-        answers.wait(60)
+        answers.wait(10)
         raise ValueError("gone")
 
     reading = OneReading(read)
