@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from tests.support.own_postgres import OwnPostgres
+from tests.support.pgbouncer import pgbouncer
 from tests.support.services import LOOPBACK, ServiceUnavailable
 from tests.support.tls_front import Certificate, certificate_for
 from tests.support.waiting import eventually
@@ -24,7 +25,7 @@ from tidegate.cli.main import root
 from tidegate.errors import Unavailable
 from tidegate.settings.groups import DatabaseSettings
 from tidegate.storage.database import Database
-from tidegate.storage.database_login import DatabaseLogin, database_login
+from tidegate.storage.database_login import DatabaseLogin, LogInRefused, database_login
 from tidegate.storage.password_file import PasswordFile
 
 # The authority of clients is the certificate of the one client that may come in.
@@ -136,6 +137,68 @@ async def test_between_the_two_changes_it_is_refused_told_once_and_then_taken(
         assert FIRST not in caplog.text
         password.write_text(SECOND)
         assert await _who(database) == "rotating"
+
+
+async def test_what_was_refused_is_not_shown_again_at_once(server: Server, password: Path) -> None:
+    url = make_url(server.url("rotating"))
+    place = {"host": url.host, "port": url.port, "user": url.username, "database": url.database, "ssl": False}
+    login = DatabaseLogin(password=PasswordFile(password, "SETTING"))
+    password.write_text(SECOND)
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await login.connect(**place)
+    refused = await asyncio.gather(*(login.connect(**place) for _ in range(20)), return_exceptions=True)
+    assert {type(each) for each in refused} == {LogInRefused}
+    # The file says something else: at once. The server takes what it says by now: in a moment.
+    password.write_text(FIRST)
+    await (await login.connect(**place)).close()
+    password.write_text(SECOND)
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await login.connect(**place)
+    await server.takes(SECOND)
+
+    async def comes_in() -> bool:
+        try:
+            await (await login.connect(**place)).close()
+        except LogInRefused:
+            return False
+        return True
+
+    await eventually(comes_in)
+
+
+async def test_a_pooler_that_refuses_is_told_of_once_and_asked_again_with_what_the_file_says_then(
+    server: Server, password: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pgbouncer(server.url("postgres"), pool_size=1, users={"rotating": FIRST}) as pooled_url:
+        url = pooled_url.replace("postgres@", "rotating@")
+        chosen = {"url": url, "pooler": "transaction", "tls": "off", "password_file": password}
+        login = database_login(DatabaseSettings.model_validate(chosen))
+        password.write_text(SECOND)
+        database = await Database.open(url, login=login, pooler="transaction")
+        try:
+            for _ in range(3):
+                with pytest.raises(Unavailable):
+                    await _who(database)
+            told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+            assert len(told) == 1
+            assert "database_refuses_log_in" in told[0]
+            password.write_text(FIRST)
+            assert await _who(database) == "postgres"
+        finally:
+            await database.aclose()
+
+
+async def test_files_count_in_the_time_that_a_connection_has(server: Server) -> None:
+    login = DatabaseLogin(password=_Hanging(Path("/nowhere"), "SETTING"))
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            await login.connect(timeout=0.05)
+
+
+class _Hanging(PasswordFile):
+    async def read(self) -> str:
+        await asyncio.Event().wait()
+        return ""
 
 
 class _Changing(PasswordFile):

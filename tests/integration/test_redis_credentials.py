@@ -1,8 +1,10 @@
 """Credentials of Redis that change while they are used, and certificates, by each client that the gateway has."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.support.tls_front import Certificate, certificate_for
 from tests.support.waiting import eventually
 from tidegate.settings import Settings
 from tidegate.settings.groups import RedisSettings
+from tidegate.storage.password_file import PasswordFile
 from tidegate.storage.pipeline import PipelinedRedis
 from tidegate.storage.redis import close_redis, open_redis, redis_address
 
@@ -153,6 +156,67 @@ async def test_a_file_that_goes_is_a_failed_connection_and_told_by_its_name(
         assert str(password) in unusable[0]
         password.write_text(FIRST)
         await eventually(asks)
+
+
+class _Hanging(PasswordFile):
+    """As on a volume that hangs, until it is said to answer."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("/nowhere"), "SETTING")
+        self.answers = asyncio.Event()
+
+    async def read(self) -> str:
+        await self.answers.wait()
+        return FIRST
+
+
+@asynccontextmanager
+async def _by_socket(server: OwnRedis, path: Path) -> AsyncIterator[None]:
+    """The server behind a socket in the file system."""
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while some := await reader.read(65536):
+            writer.write(some)
+        writer.close()
+
+    async def bridge(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(LOOPBACK, server.port)
+        await asyncio.gather(pour(reader, back), pour(there, writer), return_exceptions=True)
+
+    async with await asyncio.start_unix_server(bridge, path):
+        yield
+
+
+@pytest.mark.parametrize("how", ["redis", "unix"])
+async def test_a_connection_that_did_not_log_in_is_not_kept(
+    server: OwnRedis, password: Path, tmp_path: Path, how: str
+) -> None:
+    socket = tmp_path / "socket"
+    url = f"redis://{USER}@{LOOPBACK}:{server.port}/0" if how == "redis" else f"unix://{USER}@{socket}"
+    settings = _settings(url, password_file=password)
+    with _as_admin(server) as admin:
+        admin.acl_setuser("default", enabled=True, nopass=True, keys=["*"], categories=["+@all", "-@write"])
+    async with _by_socket(server, socket):
+        client = open_redis(settings)
+        assert isinstance(client, Redis)
+        options = client.connection_pool.connection_kwargs
+        hanging = _Hanging()
+        options["address"] = replace(options["address"], password_file=hanging)
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await client.set("rotating", 1)
+            hanging.answers.set()
+            _takes(server, SECOND)
+            with pytest.raises(RedisError):
+                await client.set("rotating", 1)
+            _takes(server, FIRST)
+            # As this user, who may write: nobody in particular may not.
+            assert await client.set("rotating", 1)
+        finally:
+            await close_redis(client)
+            with _as_admin(server) as admin:
+                admin.acl_setuser("default", enabled=True, nopass=True, keys=["*"], categories=["+@all"])
 
 
 @CLIENTS

@@ -28,7 +28,7 @@ _CONFIGURATION = """
 listen_addr = 127.0.0.1
 listen_port = {listen_port}
 unix_socket_dir =
-auth_type = any
+{access}
 pool_mode = transaction
 default_pool_size = {pool_size}
 max_client_conn = 500
@@ -37,8 +37,10 @@ ignore_startup_parameters =
 
 
 @contextmanager
-def pgbouncer(postgres_url: str, *, pool_size: int) -> Iterator[str]:
+def pgbouncer(postgres_url: str, *, pool_size: int, users: Mapping[str, str] | None = None) -> Iterator[str]:
     """The URL by which `postgres_url`'s database is reached through it: over `pool_size` connections at most.
+
+    `users` are who may come in, with their passwords; None is everybody, without one.
 
     It takes no parameter of a connection that it does not track: as a strict operator runs it.
     """
@@ -47,7 +49,14 @@ def pgbouncer(postgres_url: str, *, pool_size: int) -> Iterator[str]:
     user = _unprivileged_user()
     port = free_port()
     with _directory_for(user) as folder:
-        text = _CONFIGURATION.format(host=location.host, port=location.port, listen_port=port, pool_size=pool_size)
+        access = "auth_type = any"
+        if users is not None:
+            known = folder / "users"
+            known.write_text("".join(f'"{name}" "{password}"\n' for name, password in users.items()))
+            access = f"auth_type = scram-sha-256\nauth_file = {known}"
+        text = _CONFIGURATION.format(
+            host=location.host, port=location.port, listen_port=port, pool_size=pool_size, access=access
+        )
         (folder / "pgbouncer.ini").write_text(text.replace("* =", f"* = user={location.username}"))
         path, environ = _reachable(program, folder) if user else (program.path, program.environ)
         with (folder / "output").open("wb") as output:

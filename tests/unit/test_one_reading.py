@@ -35,6 +35,18 @@ async def test_what_hangs_holds_one_thread_and_is_read_anew_once_it_has_answered
     assert await reading.within(60) == 1
 
 
+async def test_what_hangs_takes_no_thread_of_those_that_all_share_and_holds_up_no_end(answers: threading.Event) -> None:
+    readings = [OneReading(lambda: answers.wait(10)) for _ in range(40)]
+    before = set(threading.enumerate())
+    failures = await asyncio.gather(*(reading.within(0.05) for reading in readings), return_exceptions=True)
+    assert {type(failure) for failure in failures} == {TimeoutError}
+    began = set(threading.enumerate()) - before
+    assert len(began) == len(readings)
+    assert all(thread.daemon for thread in began)
+    async with asyncio.timeout(5):
+        assert await asyncio.to_thread(lambda: "the journal") == "the journal"
+
+
 async def test_who_leaves_ends_it_for_nobody(answers: threading.Event) -> None:
     reading = OneReading(lambda: answers.wait(10))
     leaver, stayer = asyncio.create_task(reading.within(60)), asyncio.create_task(reading.within(60))

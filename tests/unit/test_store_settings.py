@@ -1,5 +1,6 @@
 """Files of credentials in the settings: what cannot be used stops the start by its name, and tells no secret."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,19 @@ def _faults(group: str, **values: Any) -> list[tuple[tuple[int | str, ...], str]
 
 
 @pytest.mark.parametrize(("group", "url"), [("database", POSTGRESQL), ("redis", "redis://cache")])
-@pytest.mark.parametrize("fault", ["missing", "empty", "a directory", "no text", "closed"])
+@pytest.mark.parametrize("fault", ["missing", "empty", "a directory", "a pipe", "no text", "endless", "closed"])
 def test_a_password_file_that_cannot_be_used_stops_the_start(tmp_path: Path, group: str, url: str, fault: str) -> None:
     path = tmp_path / "password"
     if fault == "empty":
         path.write_text(" \n")
     elif fault == "a directory":
         path.mkdir()
+    elif fault == "a pipe":
+        os.mkfifo(path)
+    elif fault == "endless":
+        # It has no blocks on the disk.
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
     elif fault == "no text":
         path.write_bytes(b"\xff\xfe\xff")
     elif fault == "closed":
@@ -126,8 +133,7 @@ async def test_every_client_of_redis_logs_in_by_the_file(password: Path, url: st
     assert (await address.greeting("me"))[0] == ("AUTH", *log_in)
     assert isinstance(client, Redis)
     options = client.connection_pool.connection_kwargs
-    assert await options["credential_provider"].get_credentials_async() == log_in
-    # redis-py refuses both.
+    assert (options.get("username"), await options["address"].current_password()) == (who, WORD)
     client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     assert WORD not in repr((address, settings, client))
 

@@ -56,7 +56,7 @@ def test_redis_is_spoken_to_by_1_2_at_least_by_every_client() -> None:
     client, address = open_redis(settings), redis_address(settings)
     assert isinstance(client, Redis)
     assert address is not None
-    for tls in (client.connection_pool.connection_kwargs["tls"], address.tls):
+    for tls in (client.connection_pool.connection_kwargs["address"].tls, address.tls):
         assert isinstance(tls, Tls)
         context = tls.get()
         assert context.minimum_version >= ssl.TLSVersion.TLSv1_2

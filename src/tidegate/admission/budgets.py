@@ -22,6 +22,8 @@ from tidegate.telemetry.logging import get_logger
 SUM_WITHIN_S = 5.0
 # How long a request waits for its budget to be summed. Then it is judged without.
 SEED_WITHIN_S = 1.0
+# A database that is away is not asked again for so long: until then nobody waits for it, and nothing is said twice.
+REST_S = 1.0
 
 log = get_logger(__name__)
 
@@ -51,10 +53,13 @@ class LedgerSeeder:
         self._sums = sums
         self._may_seed = may_seed
         self._flights: dict[str, asyncio.Task[bool]] = {}
+        self._rests_until = float("-inf")
 
     async def seed(self, tag: str, matched: Matched, check: Check) -> bool:
         flight = self._flights.get(check.counter)
         if flight is None:
+            if asyncio.get_running_loop().time() < self._rests_until:
+                return False
             # A task of its own: a caller that hangs up does not take the sum from the others.
             flight = asyncio.create_task(self._seed(tag, matched, check))
             self._flights[check.counter] = flight
@@ -83,6 +88,8 @@ class LedgerSeeder:
             if not is_known:
                 log.warning("budget_not_seeded", limit=matched.limit.label, reason="the sum does not name enough")
         except (Unavailable, SQLAlchemyError, OSError, TimeoutError, StoreGone, ScriptError) as error:
+            if isinstance(error, Unavailable):
+                self._rests_until = asyncio.get_running_loop().time() + REST_S
             log.warning("budget_not_seeded", limit=matched.limit.label, reason=f"{type(error).__name__}: {error}")
             return False
         return is_known

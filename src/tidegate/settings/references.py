@@ -13,6 +13,8 @@ from typing import Any, Final, get_args
 from pydantic import SecretStr
 
 REFERENCES: Final = ("env:", "file:")
+# Of a file: more than any list of keys needs. It may be read for each connection, whatever was put in its place.
+MOST_CHARACTERS: Final = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -73,4 +75,10 @@ def _found(reference: str) -> str:
     if kind == "env":
         return os.environ.get(name, "")
     path = Path(name)
-    return path.read_text("utf-8") if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8") as file:
+        content = file.read(MOST_CHARACTERS + 1)
+    if len(content) > MOST_CHARACTERS:
+        raise ValueError(f"{reference} holds no secret: it has more than {MOST_CHARACTERS} characters")
+    return content

@@ -322,12 +322,16 @@ class Address:
             sock.close()
             raise
 
+    async def current_password(self) -> str | None:
+        """Raises `OSError` where the file of the password cannot be used."""
+        return self.password if self.password_file is None else await self.password_file.read()
+
     async def greeting(self, client_name: str) -> list[tuple[Argument, ...]]:
         """The first commands of a connection. PING is answered with an error by a server that cannot serve yet.
 
         Raises `OSError` where the file of the password cannot be used.
         """
-        password = self.password if self.password_file is None else await self.password_file.read()
+        password = await self.current_password()
         commands: list[tuple[Argument, ...]] = []
         if self.username:
             commands.append(("AUTH", self.username, password or ""))

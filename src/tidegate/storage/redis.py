@@ -11,19 +11,16 @@ from typing import Any, cast
 
 import anyio
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.credentials import CredentialProvider
 from redis.driver_info import DriverInfo
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from tidegate.settings import Settings
 from tidegate.storage.cluster_client import ClusterClient
-from tidegate.storage.password_file import PasswordFile, PasswordUnreadable
+from tidegate.storage.password_file import PasswordFile
 from tidegate.storage.pipeline_wire import Address
-from tidegate.storage.tls import Tls
 
 MOST_CONNECTIONS = 16
 CONNECT_TIMEOUT_S = 1.0
@@ -76,11 +73,9 @@ def open_server(settings: Settings, url: str, *, max_connections: int = MOST_CON
         "driver_info": _driver(),
         **cast("dict[str, Any]", parse_url(url)),
     }
-    if address.tls is not None:
-        options |= {"connection_class": _TlsConnection, "tls": address.tls}
-    if address.password_file is not None:
-        # redis-py takes a name or a provider of credentials, not both.
-        options["credential_provider"] = _FromFile(options.pop("username", None), address.password_file)
+    if address.tls is not None or address.password_file is not None:
+        kind = options.get("connection_class", Connection)
+        options |= {"connection_class": type("_Connection", (_AsOfNow, kind), {}), "address": address}
     return Redis.from_pool(BlockingConnectionPool(**options))
 
 
@@ -90,32 +85,22 @@ def redis_address(settings: Settings) -> Address | None:
     return None if url is None else Address.of(url, _password_file(settings))
 
 
-class _TlsConnection(SSLConnection):
-    """By the context of now: redis-py keeps the one that each connection began with, and makes it on the loop."""
+class _AsOfNow(AbstractConnection):
+    """By the password and the context of now: redis-py keeps those that each connection object began with.
 
-    def __init__(self, *, tls: Tls, **options: Any) -> None:
+    Both are read before there is a socket: redis-py takes what is open for logged in, also where whoever opened it left
+    while a file was read, and would use it for good.
+    """
+
+    def __init__(self, *, address: Address, **options: Any) -> None:
         super().__init__(**options)
-        self._tls = tls
+        self._address = address
 
     async def _connect(self) -> None:
-        self.ssl_context.context = await self._tls.current()
-        await super()._connect()  # type: ignore[no-untyped-call]
-
-
-class _FromFile(CredentialProvider):
-    """As whom redis-py logs in with a new connection, by the password of then."""
-
-    def __init__(self, username: str | None, file: PasswordFile) -> None:
-        self._username = username
-        self._file = file
-
-    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        try:
-            password = await self._file.read()
-        except PasswordUnreadable as unreadable:
-            # redis-py closes a connection behind its own errors alone.
-            raise RedisConnectionError(str(unreadable)) from None
-        return (self._username, password) if self._username else (password,)
+        self.password = await self._address.current_password()
+        if self._address.tls is not None:
+            cast("SSLConnection", self).ssl_context.context = await self._address.tls.current()
+        await super()._connect()  # type: ignore[no-untyped-call, safe-super]
 
 
 def _password_file(settings: Settings) -> PasswordFile | None:
